@@ -1,0 +1,249 @@
+"""What every gradient attack needs besides its loop: checks, the objective, the bookkeeping."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from modelsec.attacks.norms import NORMS, Norm, per_sample
+from modelsec.losses import SampleLoss
+
+__all__ = [
+    "Iterate",
+    "Model",
+    "Objective",
+    "Search",
+    "check_inputs",
+    "check_norm",
+    "check_start",
+    "per_sample_value",
+]
+
+Model = Callable[[Tensor], Tensor]
+
+
+class Iterate(NamedTuple):
+    """What a callback is shown: one point of the attack's path.
+
+    Attributes:
+        restart: 0, 1, ...
+        step: 0 is the start; ``steps`` is the last iterate.
+        index: (n,) which samples of the batch these are (with early stop, those still active).
+        adv: (n, ...) the iterate.
+        loss: (n,) its objective.
+    """
+
+    restart: int
+    step: int
+    index: Tensor
+    adv: Tensor
+    loss: Tensor
+
+
+def check_norm(norm: str) -> Norm:
+    """The geometry of a norm by its name; ValueError names the known ones."""
+    if norm not in NORMS:
+        raise ValueError(f"norm must be one of {sorted(NORMS)}, got {norm!r}")
+    return NORMS[norm]
+
+
+def check_inputs(model: Model, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Check a batch; return it detached from any graph, labels as int64.
+
+    Raises:
+        TypeError: if x or y is no tensor, x is not floating point, y not integer, or the model
+            can't be called.
+        ValueError: if shapes or devices don't fit, or pixels are NaN or outside [0, 1].
+    """
+    if not callable(model):
+        raise TypeError(f"model must be callable, got {type(model).__name__}")
+    for name, value in (("x", x), ("y", y)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"x must be floating point in [0, 1], got {x.dtype}: use x.float() / 255")
+    if x.dim() < 2:
+        raise ValueError(f"x must have a batch dimension, (N, ...), got shape {tuple(x.shape)}")
+    if y.shape != x.shape[:1]:
+        hint = ": pass class indices, y.argmax(1), not one-hot rows" if y.dim() == 2 else ""
+        raise ValueError(f"y must have shape ({len(x)},), got {tuple(y.shape)}{hint}")
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise TypeError(f"y must hold integer class indices, got {y.dtype}: use y.long()")
+    homes = {str(x.device)}
+    if isinstance(model, nn.Module):
+        homes = {str(p.device) for p in [*model.parameters(), *model.buffers()]} or homes
+    if str(x.device) not in homes or x.device != y.device:
+        raise ValueError(
+            f"x is on {x.device}, y on {y.device}, the model on {', '.join(sorted(homes))}: "
+            "move all to one device"
+        )
+    if readable(x) and x.numel():
+        if bool(x.isnan().any()):
+            raise ValueError("x holds NaN pixels")
+        low, high = (float(v) for v in x.aminmax())
+        if low < 0 or high > 1:
+            hint = "divide by 255" if low >= 0 and high > 2 else "keep the normalisation in the model"
+            raise ValueError(f"x must lie in [0, 1], got [{low:.4g}, {high:.4g}]: {hint}")
+        if int(y.min()) < 0:
+            raise ValueError(f"labels must be 0 or more, got {int(y.min())}")
+    # inference-mode tensors can't take part in autograd, their clones can
+    return (x.clone() if x.is_inference() else x.detach()), y.long()
+
+
+def per_sample_value(name: str, value: float | Tensor, x: Tensor) -> Tensor:
+    """A radius or step size, one for all or one per sample, as (N, 1, ...) beside x (N, ...).
+
+    Raises:
+        ValueError: if it is negative, not finite, or of another length than the batch.
+    """
+    given = torch.as_tensor(value, dtype=x.dtype, device=x.device)
+    if given.dim() > 1 or given.dim() == 1 and len(given) != len(x):
+        raise ValueError(f"{name} must be a number or of shape ({len(x)},), got {tuple(given.shape)}")
+    if readable(given) and not bool((given.isfinite() & (given >= 0)).all()):
+        raise ValueError(f"{name} must be finite and 0 or more, got {value}")
+    return per_sample(given.expand(len(x)), x)
+
+
+def check_start(start: Tensor, x: Tensor, radius: Tensor, ball: Norm) -> Tensor:
+    """Check a given starting point: x's shape, inside the ball and the box, up to rounding."""
+    if start.shape != x.shape:
+        raise ValueError(f"start must have x's shape {tuple(x.shape)}, got {tuple(start.shape)}")
+    start = start.detach().to(x)
+    inside = ball.project(start, x, radius)
+    if readable(x) and not torch.allclose(start, inside, rtol=0, atol=1e-6):
+        raise ValueError("start must lie within eps of x and in [0, 1]")
+    return inside
+
+
+def readable(x: Tensor) -> bool:
+    """False for tensors that have a shape but no values (device "meta", FakeTensorMode)."""
+    return x.device.type != "meta" and not isinstance(x, FakeTensor)
+
+
+class Objective:
+    """What the attack drives up: the loss at y, or minus the loss at the target.
+
+    Args:
+        model: maps (N, ...) to logits (N, K).
+        loss: per-sample loss.
+        targeted: True if labels are targets to reach.
+    """
+
+    def __init__(self, model: Model, loss: SampleLoss, targeted: bool) -> None:
+        self.model, self.loss, self.targeted = model, loss, targeted
+        self.checked = False
+
+    def __call__(self, adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns (objective (n,), reached (n,) bool) at ``adv``."""
+        logits = self.model(adv)
+        if not self.checked:
+            _check_logits(logits, adv, y)
+            self.checked = True
+        value = self.loss(logits, y)
+        if value.shape != y.shape:
+            raise ValueError(
+                f"loss must return one value per sample, shape {tuple(y.shape)}, got "
+                f'{tuple(value.shape)}: in torch losses use reduction="none"'
+            )
+        hit = logits.argmax(1) == y
+        return (-value, hit) if self.targeted else (value, ~hit)
+
+    def gradient(self, adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns (objective, reached, gradient (n, ...)) at ``adv``.
+
+        The objective is summed over the batch, never averaged: each sample's gradient is its
+        own. ``autograd.grad`` touches nobody's ``.grad``.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            adv = adv.detach().requires_grad_()
+            value, reached = self(adv, y)
+            if not value.requires_grad:
+                raise ValueError(
+                    "the model's output does not depend on its input through autograd (detached, "
+                    "or not differentiable): use a black-box attack, or BPDA"
+                )
+            (gradient,) = torch.autograd.grad(value.sum(), adv)
+        return value.detach(), reached, gradient
+
+
+def _check_logits(logits: Tensor, x: Tensor, y: Tensor) -> None:
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"the model must return a tensor of logits, got {type(logits).__name__}")
+    if logits.dim() != 2 or len(logits) != len(x) or logits.shape[1] < 2:
+        raise ValueError(
+            f"the model must return logits of shape ({len(x)}, K) with K >= 2, got "
+            f"{tuple(logits.shape)}"
+        )
+    if readable(logits):
+        if bool(logits.isnan().any()):
+            raise ValueError("the model returned NaN logits for inputs in [0, 1]")
+        if int(y.max()) >= logits.shape[1]:
+            raise ValueError(
+                f"labels must be 0 to {logits.shape[1] - 1} for this model, got {int(y.max())}"
+            )
+
+
+class Active(NamedTuple):
+    """The samples under attack right now: n of the batch's N, row by row."""
+
+    index: Tensor
+    adv: Tensor
+    x: Tensor
+    y: Tensor
+    radius: Tensor
+    size: Tensor
+
+
+class Search:
+    """For every sample the worst point seen so far, and which samples are still worth work.
+
+    Args:
+        x: (N, ...) the clean batch.
+        early_stop: leave a sample alone once its goal is reached.
+        callback: shown every point that is noted.
+    """
+
+    def __init__(
+        self, x: Tensor, early_stop: bool, callback: Callable[[Iterate], object] | None = None
+    ) -> None:
+        self.point = x.clone()
+        self.value = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
+        self.reached = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        self.early_stop = early_stop and readable(x)
+        self.callback = callback
+
+    def open(self, adv: Tensor, x: Tensor, y: Tensor, radius: Tensor, size: Tensor) -> Active:
+        """The samples whose goal is not reached yet (all of them, without early stop)."""
+        index = torch.arange(len(x), device=x.device)
+        todo = Active(index, adv, x, y, radius, size)
+        return self.drop(todo, adv, self.reached)[0]
+
+    def note(self, todo: Active, value: Tensor, reached: Tensor, restart: int, step: int) -> None:
+        """Keep the points that beat what was seen; the start itself (step 0) is only a start.
+
+        With early stop a point that reached the goal is kept whatever its loss: a misclassified
+        image may have a lower cross-entropy than one that is still classified correctly.
+        """
+        if self.callback is not None:
+            self.callback(Iterate(restart, step, todo.index, todo.adv, value))
+        better = value > self.value[todo.index] if step else torch.zeros_like(reached)
+        if self.early_stop:
+            better = better | reached
+            self.reached[todo.index] = reached
+        if len(todo.index) == len(self.point):
+            self.point = torch.where(per_sample(better, todo.adv), todo.adv, self.point)
+            self.value = torch.where(better, value, self.value)
+        else:
+            rows = todo.index[better]
+            self.point[rows], self.value[rows] = todo.adv[better], value[better]
+
+    def drop(self, todo: Active, gradient: Tensor, reached: Tensor) -> tuple[Active, Tensor]:
+        """Go on without the samples that reached their goal."""
+        if not self.early_stop or not bool(reached.any()):
+            return todo, gradient
+        keep = ~reached
+        return Active(*(rows[keep] for rows in todo)), gradient[keep]

@@ -1,0 +1,97 @@
+"""The three things an attack needs to know of a norm: project, steepest, sample.
+
+With them the loop of projected gradient ascent is written once for all norms.
+Shapes: x, adv, gradient (N, ...); eps (N, 1, ...), which broadcasts against them.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["NORMS", "L2", "Linf", "Norm", "per_sample"]
+
+
+class Norm(Protocol):
+    """One norm's geometry on images in [0, 1]."""
+
+    def size(self, delta: Tensor) -> Tensor:
+        """The norm of each sample's perturbation: (N, ...) -> (N,)."""
+
+    def project(self, adv: Tensor, x: Tensor, eps: Tensor) -> Tensor:
+        """Bring ``adv`` into the eps-ball around ``x`` and into the box [0, 1]."""
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        """The step d of norm 1 that maximises <gradient, d>; 0 where the gradient is 0."""
+
+    def sample(self, x: Tensor, eps: Tensor, generator: torch.Generator | None) -> Tensor:
+        """A random point, uniform in the eps-ball around ``x``, then clipped to the box."""
+
+
+class Linf:
+    """The largest change of any pixel."""
+
+    def size(self, delta: Tensor) -> Tensor:
+        """See :class:`Norm`."""
+        return delta.flatten(1).abs().amax(1)
+
+    def project(self, adv: Tensor, x: Tensor, eps: Tensor) -> Tensor:
+        """See :class:`Norm`."""
+        return adv.clamp(x - eps, x + eps).clamp_(0, 1)
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        """See :class:`Norm`. The dual of linf is l1, and its maximiser is the sign (NaN: 0)."""
+        return gradient.sign()
+
+    def sample(self, x: Tensor, eps: Tensor, generator: torch.Generator | None) -> Tensor:
+        """See :class:`Norm`."""
+        return (x + eps * (2 * _draw(torch.rand, x.shape, x, generator) - 1)).clamp(0, 1)
+
+
+class L2:
+    """The Euclidean length of the change."""
+
+    def size(self, delta: Tensor) -> Tensor:
+        """See :class:`Norm`."""
+        return torch.linalg.vector_norm(delta.flatten(1), dim=1)
+
+    def project(self, adv: Tensor, x: Tensor, eps: Tensor) -> Tensor:
+        """See :class:`Norm`. Clipping to the box afterwards only shortens the change."""
+        delta = adv - x
+        size = per_sample(self.size(delta), x)
+        return (x + delta * torch.where(size > eps, eps / size, 1)).clamp(0, 1)
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        """See :class:`Norm`.
+
+        Scaled by its largest entry first: the square of a tiny gradient would underflow, and an
+        epsilon in the denominator would stop the attack on a confident model.
+        """
+        gradient = gradient.nan_to_num(0, 0, 0)
+        largest = per_sample(gradient.flatten(1).abs().amax(1), gradient)
+        scaled = torch.where(largest > 0, gradient / largest, 0)
+        return torch.where(largest > 0, scaled / per_sample(self.size(scaled), gradient), 0)
+
+    def sample(self, x: Tensor, eps: Tensor, generator: torch.Generator | None) -> Tensor:
+        """See :class:`Norm`. In d dimensions the radius of a uniform point is u^(1/d)."""
+        direction = _draw(torch.randn, x.shape, x, generator)
+        radius = _draw(torch.rand, (len(x),), x, generator) ** (1 / x[0].numel())
+        direction = direction * per_sample(radius / self.size(direction), x)
+        return (x + eps * direction).clamp(0, 1)
+
+
+NORMS: dict[str, Norm] = {"linf": Linf(), "l2": L2()}
+
+
+def per_sample(values: Tensor, x: Tensor) -> Tensor:
+    """(N,) -> (N, 1, ...), so that it broadcasts against x (N, ...)."""
+    return values.view(-1, *[1] * (x.dim() - 1))
+
+
+def _draw(  # on the generator's own device: a CPU generator gives the same numbers everywhere
+    kind: torch._C._VariableFunctionsClass, shape: torch.Size, x: Tensor, generator: torch.Generator | None
+) -> Tensor:
+    device = x.device if generator is None else generator.device
+    return kind(shape, generator=generator, device=device, dtype=x.dtype).to(x.device)

@@ -1,0 +1,118 @@
+"""The claims ledger: every measured number in the book is printed by a call of :func:`claim`.
+
+A claim is a sentence with one number in it. It shows the sentence with the number it was given,
+and fails the notebook when the number leaves the interval in which the sentence stays true.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from dataclasses import dataclass
+
+from modelsec.intervals import Proportion
+
+__all__ = ["Claim", "ClaimError", "claim"]
+
+_RECORD = "application/papermill.record/"  # the MIME prefix under which MyST-NB looks for glue
+
+
+class ClaimError(AssertionError):
+    """A measured value lies outside the interval that its claim states."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence that held when it was measured.
+
+    Attributes:
+        key: its name in the ledger, "chapter.model.what".
+        sentence: with ``{}`` where the value stands.
+        value: what was measured.
+        within: the closed interval in which the sentence holds.
+        n: number of samples behind the value, if it is a share of samples.
+    """
+
+    key: str
+    sentence: str
+    value: float | Proportion
+    within: tuple[float, float]
+
+    @property
+    def number(self) -> str:
+        """The value as the sentence shows it; a proportion comes with interval and n."""
+        if not isinstance(self.value, Proportion):
+            return f"{self.value:.3g}"
+        low, high = self.value.interval
+        return f"{self.value.value:.3f} (95% interval {low:.3f} to {high:.3f}, n = {self.value.n:,})"
+
+    def __str__(self) -> str:
+        return self.sentence.format(self.number)
+
+    def _repr_html_(self) -> str:
+        before, after = map(html.escape, self.sentence.split("{}"))
+        return (
+            '<div class="modelsec-claim" style="border-left: 3px solid #0072b2; padding: 0.2em 0.8em">'
+            f"<strong>Measured:</strong> {before}<strong>{self.number}</strong>{after}</div>"
+        )
+
+
+def claim(
+    key: str,
+    sentence: str,
+    value: float | Proportion,
+    *,
+    within: tuple[float, float],
+    n: int | None = None,
+) -> None:
+    """State a measured number; show it, check it, and store it for the book's other pages.
+
+    In a notebook the sentence is displayed and the number is stored in the cell's output under
+    ``key``, where MyST's ``glue`` role finds it. Outside a notebook it is printed.
+
+    Args:
+        key: a name used once in the book, "chapter.model.what".
+        sentence: says what was measured, with one ``{}`` where the value stands.
+        value: what was measured: a number, or a Proportion (``evaluate`` returns one), whose
+            interval and n are shown with it.
+        within: (low, high), the closed interval in which the sentence is true. Choose it from
+            what the text concludes, not from the number you just saw.
+        n: for a share given as a bare number, the number of samples behind it.
+
+    Raises:
+        ValueError: if the sentence has not exactly one ``{}``, the interval is empty, or a share
+            with ``n`` is no multiple of 1/n.
+        ClaimError: if the value lies outside the interval, or is NaN.
+    """
+    if sentence.count("{}") != 1:
+        raise ValueError(f"the sentence needs exactly one {{}}: {sentence!r}")
+    low, high = within
+    if not low <= high:
+        raise ValueError(f"within must be (low, high) with low <= high, got {within}")
+    if n is not None and not isinstance(value, Proportion):
+        hits = round(float(value) * n)
+        if not math.isclose(hits / n, float(value), abs_tol=1e-6):
+            raise ValueError(f"{value} is not a share of n={n} samples")
+        value = Proportion(hits, n)
+    stated = Claim(key, sentence, value, within)
+    if not low <= float(value) <= high:
+        raise ClaimError(f"{key}: {stated} -- outside [{low:g}, {high:g}], the claim does not hold")
+    _publish(stated)
+
+
+def _publish(stated: Claim) -> None:
+    try:
+        from IPython import get_ipython
+        from IPython.display import display
+    except ImportError:
+        get_ipython = None
+    if get_ipython is None or get_ipython() is None:
+        print(stated)
+        return
+    # an output that holds nothing but the record is not rendered; the sentence follows it
+    display(
+        {f"{_RECORD}text/plain": stated.number},
+        metadata={"scrapbook": {"name": stated.key, "mime_prefix": _RECORD}},
+        raw=True,
+    )
+    display(stated)

@@ -1,0 +1,145 @@
+"""One look for all figures: colour-blind safe, readable on a slide, same on every machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from modelsec.intervals import Proportion
+
+__all__ = ["COLORS", "attack_row", "security_curve", "show_images", "use_style"]
+
+# Okabe & Ito's palette (https://jfly.uni-koeln.de/color/), made for all kinds of colour vision
+COLORS = {
+    "blue": "#0072b2",
+    "orange": "#e69f00",
+    "green": "#009e73",
+    "red": "#d55e00",
+    "purple": "#cc79a7",
+    "sky": "#56b4e9",
+    "black": "#000000",
+}
+_MARKERS = "osD^vP*"
+
+
+def use_style() -> None:
+    """Set matplotlib's defaults to the book's style. Call once at the top of a notebook."""
+    plt.rcParams.update(
+        {
+            "axes.prop_cycle": plt.cycler(color=list(COLORS.values())),
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "grid.alpha": 0.3,
+            "axes.titlesize": 11,
+            "axes.labelsize": 11,
+            "font.size": 11,
+            "font.family": "DejaVu Sans",  # ships with matplotlib
+            "figure.figsize": (6.4, 3.8),
+            "figure.dpi": 100,
+            "figure.constrained_layout.use": True,
+            "figure.facecolor": "white",
+            "legend.frameon": False,
+            "lines.linewidth": 2,
+            "image.cmap": "gray",
+        }
+    )
+
+
+def show_images(axes: Axes, image: Tensor, title: str = "", scale: float | None = None) -> None:
+    """Draw one image, pixels visible; with ``scale``, a perturbation from -scale to +scale.
+
+    Args:
+        axes: where to draw.
+        image: (C, H, W) with C = 1 or 3, in [0, 1] unless ``scale`` is given.
+        title: above the image.
+        scale: half the range of a perturbation; blue is darker, red is brighter, white is 0.
+    """
+    pixels = image.detach().float().cpu().permute(1, 2, 0).numpy()
+    if scale is None:
+        axes.imshow(pixels if pixels.shape[-1] == 3 else pixels[..., 0], vmin=0, vmax=1)
+    else:
+        axes.imshow(pixels.mean(-1), cmap="RdBu_r", vmin=-scale, vmax=scale)
+    axes.set_title(title)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(False)
+    for spine in axes.spines.values():
+        spine.set_visible(True)
+
+
+def attack_row(
+    clean: Tensor,
+    adversarial: Tensor,
+    probabilities: tuple[Tensor, Tensor],
+    classes: Sequence[str],
+    *,
+    top: int = 5,
+) -> Figure:
+    """The anatomy of one attack: clean image, perturbation, attacked image, what the model says.
+
+    Args:
+        clean: (C, H, W) in [0, 1].
+        adversarial: (C, H, W) in [0, 1].
+        probabilities: the model's softmax output (K,) for the clean and the attacked image.
+        classes: K class names.
+        top: how many classes to show, the likeliest over both images.
+
+    Returns:
+        The figure.
+    """
+    delta = (adversarial - clean).detach()
+    scale = max(float(delta.abs().max()), 1e-12)
+    before, after = (p.detach().float().cpu().numpy() for p in probabilities)
+    shown = np.argsort(np.maximum(before, after))[::-1][:top][::-1]
+    figure, axes = plt.subplots(1, 4, figsize=(10, 2.8), width_ratios=(1, 1, 1, 1.3))
+    show_images(axes[0], clean, f"clean: {classes[before.argmax()]} ({before.max():.0%})")
+    show_images(axes[1], delta, f"change: at most {scale:.3g}", scale=scale)
+    show_images(axes[2], adversarial, f"attacked: {classes[after.argmax()]} ({after.max():.0%})")
+    rows = np.arange(len(shown))
+    axes[3].barh(rows + 0.2, before[shown], 0.4, color=COLORS["blue"], label="clean")
+    axes[3].barh(rows - 0.2, after[shown], 0.4, color=COLORS["red"], label="attacked")
+    axes[3].set_yticks(rows, [classes[k] for k in shown])
+    axes[3].set(xlim=(0, 1), xlabel="probability", ylabel="class")
+    axes[3].legend(loc="lower right")
+    return figure
+
+
+def security_curve(
+    curves: Mapping[str, Mapping[float, Proportion]],
+    *,
+    xlabel: str = "eps (largest change of a pixel, pixels in [0, 1])",
+    chance: float | None = None,
+) -> Figure:
+    """Accuracy against attack strength, with 95% intervals.
+
+    Args:
+        curves: a name -> {eps: accuracy} for each attack or model.
+        xlabel: what eps measures, with its unit.
+        chance: accuracy of guessing, drawn as a dashed line.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: if there is no curve.
+    """
+    if not curves:
+        raise ValueError("security_curve needs at least one curve")
+    figure, axes = plt.subplots()
+    for (name, curve), marker in zip(curves.items(), _MARKERS * len(curves), strict=False):
+        eps = sorted(curve)
+        low, high = zip(*(curve[e].interval for e in eps), strict=True)
+        (line,) = axes.plot(eps, [curve[e].value for e in eps], marker=marker, label=name)
+        axes.fill_between(eps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+    if chance is not None:
+        axes.axhline(chance, color="0.4", linestyle="--", linewidth=1, label="guessing")
+    axes.set(xlabel=xlabel, ylabel="accuracy (shaded: 95% interval)", ylim=(-0.02, 1.02))
+    axes.legend()
+    return figure

@@ -1,0 +1,212 @@
+"""One training loop and one evaluation for the whole book."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from modelsec.intervals import Proportion
+from modelsec.losses import SampleLoss, cross_entropy
+
+__all__ = ["Evaluation", "History", "Perturb", "evaluate", "fit", "inference"]
+
+Model = Callable[[Tensor], Tensor]
+Attack = Callable[[Model, Tensor, Tensor], Tensor]
+"""(model, x, y) -> perturbed x of the same shape."""
+Perturb = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
+"""(model, x, y, progress) -> perturbed x; progress runs from 0 to 1 over the training."""
+
+
+@dataclass
+class History:
+    """What happened in training, an entry per finished epoch.
+
+    Attributes:
+        loss: mean training loss.
+        accuracy: training accuracy, on the inputs as trained on (perturbed, if they were).
+        validation: accuracy on the validation data, if there were any.
+        interrupted: True if training was stopped before its last epoch.
+    """
+
+    loss: list[float] = field(default_factory=list)
+    accuracy: list[float] = field(default_factory=list)
+    validation: list[Proportion] = field(default_factory=list)
+    interrupted: bool = False
+
+
+@dataclass(frozen=True)
+class Evaluation(Proportion):
+    """Accuracy as a :class:`~modelsec.intervals.Proportion`, with each sample's outcome.
+
+    Attributes:
+        correct: (n,) bool on the CPU; True where the model was right (and, under an attack,
+            stayed right).
+    """
+
+    correct: Tensor = field(repr=False, compare=False)
+
+
+def fit(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    epochs: int = 10,
+    batch_size: int = 64,
+    lr: float | Callable[[float], float] = 1e-3,
+    loss: SampleLoss = cross_entropy,
+    optimizer: torch.optim.Optimizer | None = None,
+    perturb: Perturb | None = None,
+    validation: tuple[Tensor, Tensor] | None = None,
+    generator: torch.Generator | None = None,
+    progress: bool | None = None,
+) -> History:
+    """Train ``model`` in place on the mean of ``loss``, with Adam unless told otherwise.
+
+    Ctrl-C (or Jupyter's stop button) ends training early without losing anything: the model
+    keeps its last step, the history its finished epochs, and ``interrupted`` says so.
+
+    Args:
+        model: maps (N, ...) to logits (N, K); left in the mode (train or eval) it came in.
+        x: (N, ...) inputs, on the model's device.
+        y: (N,) integer labels, on the model's device.
+        epochs: passes over the data.
+        batch_size: samples per step.
+        lr: learning rate, or a function from progress in [0, 1) to the learning rate.
+        loss: the per-sample loss.
+        optimizer: over the model's parameters; Adam if None.
+        perturb: called with (model, x, y, progress) on every batch; what it returns is trained
+            on. Adversarial training hands its attack in here.
+        validation: (x, y), evaluated after every epoch.
+        generator: draws the order of the samples; torch's global one if None.
+        progress: show a bar; None means yes, unless MODELSEC_PROGRESS=0 is set.
+
+    Returns:
+        The :class:`History`.
+
+    Raises:
+        ValueError: for no data, x and y of different length, or epochs or batch_size below 1.
+        FloatingPointError: if the loss becomes NaN or infinite (nothing learned after that
+            would mean anything).
+    """
+    if len(x) != len(y) or len(x) == 0:
+        raise ValueError(f"x and y need the same length, at least 1: got {len(x)} and {len(y)}")
+    if epochs < 1 or batch_size < 1:
+        raise ValueError(f"epochs and batch_size must be 1 or more, got {epochs} and {batch_size}")
+    schedule = lr if callable(lr) else (lambda _, rate=lr: rate)
+    if optimizer is None:
+        optimizer = torch.optim.Adam(model.parameters(), lr=schedule(0.0))
+    steps = math.ceil(len(x) / batch_size)
+    history, modes = History(), [(module, module.training) for module in model.modules()]
+    model.train()
+    bar = tqdm(total=epochs * steps, disable=not _show(progress), desc="training", leave=False)
+    try:
+        for epoch in range(epochs):
+            total, right = 0.0, 0
+            for step, batch in enumerate(_order(len(x), generator).split(batch_size)):
+                now = (epoch * steps + step) / (epochs * steps)
+                for group in optimizer.param_groups if callable(lr) else ():
+                    group["lr"] = lr(now)
+                batch = batch.to(x.device)
+                inputs, labels = x[batch], y[batch]
+                if perturb is not None:
+                    inputs = perturb(model, inputs, labels, now)
+                logits = model(inputs)
+                value = loss(logits, labels).mean()
+                if not math.isfinite(value.item()):
+                    raise FloatingPointError(f"the loss became {value.item()} in epoch {epoch + 1}")
+                optimizer.zero_grad()
+                value.backward()
+                optimizer.step()
+                total += value.item() * len(batch)
+                right += int((logits.argmax(1) == labels).sum())
+                bar.update()
+            history.loss.append(total / len(x))
+            history.accuracy.append(right / len(x))
+            if validation is not None:
+                history.validation.append(evaluate(model, *validation))
+            bar.set_postfix(loss=f"{history.loss[-1]:.3f}")
+    except KeyboardInterrupt:
+        history.interrupted = True
+    finally:
+        bar.close()
+        for module, mode in modes:
+            module.training = mode
+    return history
+
+
+def evaluate(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    *,
+    attack: Attack | None = None,
+    batch_size: int = 500,
+) -> Evaluation:
+    """Accuracy of ``model`` on (x, y), or on what ``attack`` makes of x.
+
+    Args:
+        model: maps (N, ...) to logits (N, K). A module is put in eval mode meanwhile.
+        x: (N, ...) inputs, on the model's device.
+        y: (N,) integer labels.
+        attack: called with (model, x, y) batch by batch, such as
+            ``functools.partial(pgd, eps=0.1)``.
+        batch_size: samples per batch.
+
+    Returns:
+        An :class:`Evaluation`: share, 95% interval, n, and which samples were right.
+
+    Raises:
+        ValueError: for no data, or x and y of different length.
+    """
+    if len(x) != len(y) or len(x) == 0:
+        raise ValueError(f"x and y need the same length, at least 1: got {len(x)} and {len(y)}")
+    outcomes = []
+    for inputs, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
+        if attack is not None:
+            inputs = attack(model, inputs, labels)
+        with inference(model), torch.no_grad():
+            outcomes.append((model(inputs).argmax(1) == labels).cpu())
+    correct = torch.cat(outcomes)
+    return Evaluation(int(correct.sum()), len(correct), correct)
+
+
+@contextmanager
+def inference(model: Model) -> Iterator[None]:
+    """Put a module in eval mode and freeze its parameters; undo both on the way out.
+
+    Every submodule gets back its own mode (a BatchNorm frozen inside a training model stays
+    frozen) and every parameter its own ``requires_grad``, also when an exception passes
+    through. A model that is no ``nn.Module`` is left alone.
+    """
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    parameters = list(model.parameters()) if isinstance(model, nn.Module) else []
+    modes = [module.training for module in modules]
+    wanted = [parameter.requires_grad for parameter in parameters]
+    try:
+        for module in modules:
+            module.training = False
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
+        for parameter, flag in zip(parameters, wanted, strict=True):
+            parameter.requires_grad_(flag)
+
+
+def _show(progress: bool | None) -> bool:
+    return os.environ.get("MODELSEC_PROGRESS", "1") != "0" if progress is None else progress
+
+
+def _order(n: int, generator: torch.Generator | None) -> Tensor:
+    device = "cpu" if generator is None else generator.device
+    return torch.randperm(n, generator=generator, device=device)

@@ -1,0 +1,149 @@
+"""Trained models that ship with the package, each with the recipe that makes it again.
+
+Weights are safetensors, checked against the SHA-256 in ``manifest.json`` before they are read:
+nothing here is unpickled. A recipe run on another processor gives other bytes, but an accuracy
+within the interval that the manifest records.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import nn
+
+from modelsec import data, models
+from modelsec.training import Evaluation, evaluate, fit
+
+__all__ = ["Recipe", "load_model", "make", "manifest", "names", "recipes"]
+
+_HERE = files("modelsec.zoo")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is made.
+
+    Attributes:
+        build: makes the untrained network.
+        train: trains it in place on the data.
+        dataset: loads the data.
+        about: one sentence for the reader.
+    """
+
+    build: Callable[[], nn.Module]
+    train: Callable[[nn.Module, data.Data, torch.Generator], object]
+    dataset: Callable[[], data.Data]
+    about: str
+
+
+def _standard(model: nn.Module, digits: data.Data, generator: torch.Generator) -> object:
+    return fit(model, digits.x_train, digits.y_train, epochs=10, lr=1e-3, generator=generator)
+
+
+recipes: dict[str, Recipe] = {
+    "net": Recipe(
+        models.Net, _standard, data.mnist, "784-128-64-10, cross-entropy, Adam 1e-3, 10 epochs"
+    ),
+    "convnet": Recipe(
+        models.ConvNet, _standard, data.mnist, "two stride-2 convolutions, trained the same way"
+    ),
+}
+
+
+def names() -> list[str]:
+    """The models that can be loaded."""
+    return sorted(recipes)
+
+
+def manifest() -> dict[str, dict[str, Any]]:
+    """For every stored model: its file, SHA-256, seed, n, clean accuracy and torch version."""
+    stored: dict[str, dict[str, Any]] = json.loads(
+        (_HERE / "manifest.json").read_text(encoding="utf-8")
+    )
+    return stored
+
+
+def load_model(name: str, device: torch.device | str = "cpu") -> nn.Module:
+    """A trained model, in eval mode, its file checked against the recorded hash.
+
+    Args:
+        name: one of :func:`names`.
+        device: where to put it.
+
+    Raises:
+        ValueError: for an unknown name, or a file that is not the recorded one.
+    """
+    recipe = _recipe(name)
+    entry = manifest()[name]
+    content = (_HERE / "weights" / entry["file"]).read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != entry["sha256"]:
+        raise ValueError(
+            f"{entry['file']} has SHA-256 {found}, the manifest says {entry['sha256']}: the file "
+            "was changed or damaged; reinstall modelsec"
+        )
+    model = recipe.build()
+    model.load_state_dict(load(content))
+    return model.to(device).eval()
+
+
+def make(name: str, seed: int = 0) -> tuple[nn.Module, Evaluation]:
+    """Train a model of the zoo again, from its recipe.
+
+    Torch's global generator is seeded for the layers' first weights and put back afterwards.
+
+    Args:
+        name: one of :func:`names`.
+        seed: for the first weights and the order of the data.
+
+    Returns:
+        The model in eval mode, and its accuracy on the data's test set.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    recipe = _recipe(name)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = recipe.build()
+        digits = recipe.dataset()
+        recipe.train(model, digits, torch.Generator().manual_seed(seed))
+    return model.eval(), evaluate(model, digits.x_test, digits.y_test)
+
+
+def _store(name: str, seed: int = 0) -> dict[str, Any]:
+    """Make a model and write its weights and manifest entry: for the package's authors."""
+    from pathlib import Path
+
+    model, accuracy = make(name, seed)
+    content = save({key: value.contiguous() for key, value in model.state_dict().items()})
+    low, high = accuracy.interval
+    entry = {
+        "about": recipes[name].about,
+        "file": f"{name}.safetensors",
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "seed": seed,
+        "n": accuracy.n,
+        "clean_accuracy": accuracy.value,
+        "interval": [round(low, 4), round(high, 4)],
+        "torch": torch.__version__.split("+")[0],
+    }
+    folder = Path(str(_HERE))
+    (folder / "weights" / f"{name}.safetensors").write_bytes(content)
+    entries = manifest() if (folder / "manifest.json").exists() else {}
+    text = json.dumps(entries | {name: entry}, indent=2, sort_keys=True) + "\n"
+    (folder / "manifest.json").write_text(text, encoding="utf-8")
+    return entry
+
+
+def _recipe(name: str) -> Recipe:
+    if name not in recipes:
+        raise ValueError(f"no model {name!r} in the zoo; there are {names()}")
+    return recipes[name]
