@@ -21,7 +21,7 @@ class ClaimError(AssertionError):
     """A measured value lies outside the interval that its claim states."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Claim:
     """A sentence that held when it was measured.
 
@@ -30,7 +30,6 @@ class Claim:
         sentence: with ``{}`` where the value stands.
         value: what was measured.
         within: the closed interval in which the sentence holds.
-        n: number of samples behind the value, if it is a share of samples.
     """
 
     key: str
@@ -44,13 +43,20 @@ class Claim:
         if not isinstance(self.value, Proportion):
             return f"{self.value:.3g}"
         low, high = self.value.interval
-        return f"{self.value.value:.3f} (95% interval {low:.3f} to {high:.3f}, n = {self.value.n:,})"
+        return (
+            f"{self.value.value:.3f} (95% interval {low:.3f} to {high:.3f}, n = {self.value.n:,})"
+        )
 
     def __str__(self) -> str:
-        return self.sentence.format(self.number)
+        # not format(): a sentence may hold LaTeX, with braces of its own
+        return self.sentence.replace("{}", self.number)
+
+    __repr__ = __str__  # what a notebook stores beside the HTML
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        before, after = map(html.escape, self.sentence.split("{}"))
+        before, after = (html.escape(part, quote=False) for part in self.sentence.split("{}"))
         return (
             '<div class="modelsec-claim" style="border-left: 3px solid #0072b2; padding: 0.2em 0.8em">'
             f"<strong>Measured:</strong> {before}<strong>{self.number}</strong>{after}</div>"
@@ -89,7 +95,7 @@ def claim(
     low, high = within
     if not low <= high:
         raise ValueError(f"within must be (low, high) with low <= high, got {within}")
-    if n is not None and not isinstance(value, Proportion):
+    if n is not None and not isinstance(value, Proportion) and math.isfinite(value):
         hits = round(float(value) * n)
         if not math.isclose(hits / n, float(value), abs_tol=1e-6):
             raise ValueError(f"{value} is not a share of n={n} samples")

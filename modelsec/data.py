@@ -178,9 +178,7 @@ def _idx_files(
         parts.append(torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).copy()))
     images = [part.view(-1, 1, 28, 28).float() / 255 for part in parts[0::2]]
     labels = [part.long() for part in parts[1::2]]
-    return Data(
-        kind.lower(), images[0], labels[0], images[1], labels[1], classes, source, licence
-    )
+    return Data(kind.lower(), images[0], labels[0], images[1], labels[1], classes, source, licence)
 
 
 def _check_hash(path: Path, algorithm: str, wanted: str) -> None:

@@ -30,7 +30,7 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     Returns:
         (N,) losses, at least 0.
     """
-    return F.cross_entropy(logits, y, reduction="none")
+    return F.cross_entropy(logits, y.long(), reduction="none")
 
 
 def risk(

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from modelsec.intervals import Proportion
 
-__all__ = ["COLORS", "attack_row", "security_curve", "show_images", "use_style"]
+__all__ = ["COLORS", "attack_row", "security_curve", "show_image", "use_style"]
 
 # Okabe & Ito's palette (https://jfly.uni-koeln.de/color/), made for all kinds of colour vision
 COLORS = {
@@ -31,7 +32,7 @@ def use_style() -> None:
     """Set matplotlib's defaults to the book's style. Call once at the top of a notebook."""
     plt.rcParams.update(
         {
-            "axes.prop_cycle": plt.cycler(color=list(COLORS.values())),
+            "axes.prop_cycle": cycler(color=list(COLORS.values())),
             "axes.spines.top": False,
             "axes.spines.right": False,
             "axes.grid": True,
@@ -52,7 +53,7 @@ def use_style() -> None:
     )
 
 
-def show_images(axes: Axes, image: Tensor, title: str = "", scale: float | None = None) -> None:
+def show_image(axes: Axes, image: Tensor, title: str = "", scale: float | None = None) -> None:
     """Draw one image, pixels visible; with ``scale``, a perturbation from -scale to +scale.
 
     Args:
@@ -99,9 +100,11 @@ def attack_row(
     before, after = (p.detach().float().cpu().numpy() for p in probabilities)
     shown = np.argsort(np.maximum(before, after))[::-1][:top][::-1]
     figure, axes = plt.subplots(1, 4, figsize=(10, 2.8), width_ratios=(1, 1, 1, 1.3))
-    show_images(axes[0], clean, f"clean: {classes[before.argmax()]} ({before.max():.0%})")
-    show_images(axes[1], delta, f"change: at most {scale:.3g}", scale=scale)
-    show_images(axes[2], adversarial, f"attacked: {classes[after.argmax()]} ({after.max():.0%})")
+    show_image(axes[0], clean, f"clean: {classes[int(before.argmax())]} ({before.max():.0%})")
+    show_image(axes[1], delta, f"change: at most {scale:.3g}", scale=scale)
+    show_image(
+        axes[2], adversarial, f"attacked: {classes[int(after.argmax())]} ({after.max():.0%})"
+    )
     rows = np.arange(len(shown))
     axes[3].barh(rows + 0.2, before[shown], 0.4, color=COLORS["blue"], label="clean")
     axes[3].barh(rows - 0.2, after[shown], 0.4, color=COLORS["red"], label="attacked")

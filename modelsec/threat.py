@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar, get_args
 
+from modelsec.tables import Table
+
 __all__ = ["Registered", "ThreatModel", "card", "registry", "table", "threat"]
 
 Goal = Literal["evasion", "targeted evasion", "poisoning", "privacy", "extraction", "repair"]
@@ -91,26 +93,13 @@ def card(function: Callable[..., Any]) -> ThreatModel:
     return found.threat
 
 
-class Table(list[dict[str, str]]):
-    """Rows with equal keys; shown as a table in a notebook."""
-
-    def _repr_markdown_(self) -> str:
-        if not self:
-            return "(nothing registered)"
-        head = list(self[0])
-        lines = [head, ["---"] * len(head), *([row[k] for k in head] for row in self)]
-        return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-    __repr__ = _repr_markdown_
-
-
 def table() -> Table:
     """All registered attacks and repairs, one row each, as a list that a notebook draws."""
     import modelsec.attacks  # noqa: F401  (importing it fills the registry)
 
     rows = Table()
     for name, entry in sorted(registry.items()):
-        row = {"name": f"`{name}`"}
+        row = {"name": name}
         for field in fields(ThreatModel):
             value = getattr(entry.threat, field.name)
             row[field.name] = ", ".join(value) if isinstance(value, tuple) else value

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
-
 from modelsec.intervals import Proportion
 from modelsec.losses import SampleLoss, cross_entropy
+
+with warnings.catch_warnings():  # without ipywidgets it falls back to a text bar, with a warning
+    warnings.simplefilter("ignore")
+    from tqdm.auto import tqdm
 
 __all__ = ["Evaluation", "History", "Perturb", "evaluate", "fit", "inference"]
 
@@ -92,17 +95,16 @@ def fit(
         The :class:`History`.
 
     Raises:
-        ValueError: for no data, x and y of different length, or epochs or batch_size below 1.
+        ValueError: for no data, y of another shape than (N,), or epochs or batch_size below 1.
+        TypeError: for labels that are no integers.
         FloatingPointError: if the loss becomes NaN or infinite (nothing learned after that
             would mean anything).
     """
-    if len(x) != len(y) or len(x) == 0:
-        raise ValueError(f"x and y need the same length, at least 1: got {len(x)} and {len(y)}")
+    _check_labels(x, y)
     if epochs < 1 or batch_size < 1:
         raise ValueError(f"epochs and batch_size must be 1 or more, got {epochs} and {batch_size}")
-    schedule = lr if callable(lr) else (lambda _, rate=lr: rate)
     if optimizer is None:
-        optimizer = torch.optim.Adam(model.parameters(), lr=schedule(0.0))
+        optimizer = torch.optim.Adam(model.parameters(), lr=lr(0.0) if callable(lr) else lr)
     steps = math.ceil(len(x) / batch_size)
     history, modes = History(), [(module, module.training) for module in model.modules()]
     model.train()
@@ -112,8 +114,9 @@ def fit(
             total, right = 0.0, 0
             for step, batch in enumerate(_order(len(x), generator).split(batch_size)):
                 now = (epoch * steps + step) / (epochs * steps)
-                for group in optimizer.param_groups if callable(lr) else ():
-                    group["lr"] = lr(now)
+                if callable(lr):
+                    for group in optimizer.param_groups:
+                        group["lr"] = lr(now)
                 batch = batch.to(x.device)
                 inputs, labels = x[batch], y[batch]
                 if perturb is not None:
@@ -128,10 +131,10 @@ def fit(
                 total += value.item() * len(batch)
                 right += int((logits.argmax(1) == labels).sum())
                 bar.update()
+            if validation is not None:  # first: a Ctrl-C here must not leave half an epoch's entry
+                history.validation.append(evaluate(model, *validation))
             history.loss.append(total / len(x))
             history.accuracy.append(right / len(x))
-            if validation is not None:
-                history.validation.append(evaluate(model, *validation))
             bar.set_postfix(loss=f"{history.loss[-1]:.3f}")
     except KeyboardInterrupt:
         history.interrupted = True
@@ -164,16 +167,17 @@ def evaluate(
         An :class:`Evaluation`: share, 95% interval, n, and which samples were right.
 
     Raises:
-        ValueError: for no data, or x and y of different length.
+        ValueError: for no data, or y of another shape than (N,).
+        TypeError: for labels that are no integers.
     """
-    if len(x) != len(y) or len(x) == 0:
-        raise ValueError(f"x and y need the same length, at least 1: got {len(x)} and {len(y)}")
+    _check_labels(x, y)
     outcomes = []
     for inputs, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
-        if attack is not None:
-            inputs = attack(model, inputs, labels)
-        with inference(model), torch.no_grad():
-            outcomes.append((model(inputs).argmax(1) == labels).cpu())
+        with inference(model):
+            if attack is not None:
+                inputs = attack(model, inputs, labels)
+            with torch.no_grad():
+                outcomes.append((model(inputs).argmax(1) == labels).cpu())
     correct = torch.cat(outcomes)
     return Evaluation(int(correct.sum()), len(correct), correct)
 
@@ -201,6 +205,16 @@ def inference(model: Model) -> Iterator[None]:
             module.training = mode
         for parameter, flag in zip(parameters, wanted, strict=True):
             parameter.requires_grad_(flag)
+
+
+def _check_labels(x: Tensor, y: Tensor) -> None:
+    if y.shape != x.shape[:1] or not len(x):
+        raise ValueError(
+            f"y must have one class index per input, at least 1: got shapes {tuple(x.shape)} "
+            f"and {tuple(y.shape)}"
+        )
+    if y.is_floating_point() or y.dtype == torch.bool:
+        raise TypeError(f"y must hold integer class indices, got {y.dtype}: use y.long()")
 
 
 def _show(progress: bool | None) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -32,14 +33,14 @@ class Iterate(NamedTuple):
     Attributes:
         restart: 0, 1, ...
         step: 0 is the start; ``steps`` is the last iterate.
-        index: (n,) which samples of the batch these are (with early stop, those still active).
+        rows: (n,) which samples of the batch these are (with early stop, those still active).
         adv: (n, ...) the iterate.
         loss: (n,) its objective.
     """
 
     restart: int
     step: int
-    index: Tensor
+    rows: Tensor
     adv: Tensor
     loss: Tensor
 
@@ -86,23 +87,28 @@ def check_inputs(model: Model, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
             raise ValueError("x holds NaN pixels")
         low, high = (float(v) for v in x.aminmax())
         if low < 0 or high > 1:
-            hint = "divide by 255" if low >= 0 and high > 2 else "keep the normalisation in the model"
+            scaled = low >= 0 and high > 2
+            hint = "divide by 255" if scaled else "keep the normalisation in the model"
             raise ValueError(f"x must lie in [0, 1], got [{low:.4g}, {high:.4g}]: {hint}")
         if int(y.min()) < 0:
             raise ValueError(f"labels must be 0 or more, got {int(y.min())}")
-    # inference-mode tensors can't take part in autograd, their clones can
-    return (x.clone() if x.is_inference() else x.detach()), y.long()
+    return x.detach(), y.long()
 
 
 def per_sample_value(name: str, value: float | Tensor, x: Tensor) -> Tensor:
     """A radius or step size, one for all or one per sample, as (N, 1, ...) beside x (N, ...).
 
     Raises:
+        TypeError: if it is neither a number nor a tensor.
         ValueError: if it is negative, not finite, or of another length than the batch.
     """
-    given = torch.as_tensor(value, dtype=x.dtype, device=x.device)
-    if given.dim() > 1 or given.dim() == 1 and len(given) != len(x):
-        raise ValueError(f"{name} must be a number or of shape ({len(x)},), got {tuple(given.shape)}")
+    if not isinstance(value, Real | Tensor):
+        raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
+    given = torch.as_tensor(value, dtype=x.dtype, device=x.device).detach()
+    if given.dim() > 1 or (given.dim() == 1 and len(given) != len(x)):
+        raise ValueError(
+            f"{name} must be a number or of shape ({len(x)},), got {tuple(given.shape)}"
+        )
     if readable(given) and not bool((given.isfinite() & (given >= 0)).all()):
         raise ValueError(f"{name} must be finite and 0 or more, got {value}")
     return per_sample(given.expand(len(x)), x)
@@ -110,6 +116,8 @@ def per_sample_value(name: str, value: float | Tensor, x: Tensor) -> Tensor:
 
 def check_start(start: Tensor, x: Tensor, radius: Tensor, ball: Norm) -> Tensor:
     """Check a given starting point: x's shape, inside the ball and the box, up to rounding."""
+    if not isinstance(start, Tensor):
+        raise TypeError(f"start must be a torch.Tensor, got {type(start).__name__}")
     if start.shape != x.shape:
         raise ValueError(f"start must have x's shape {tuple(x.shape)}, got {tuple(start.shape)}")
     start = start.detach().to(x)
@@ -144,10 +152,11 @@ class Objective:
             _check_logits(logits, adv, y)
             self.checked = True
         value = self.loss(logits, y)
-        if value.shape != y.shape:
+        shape = tuple(getattr(value, "shape", ()))
+        if shape != y.shape:
             raise ValueError(
-                f"loss must return one value per sample, shape {tuple(y.shape)}, got "
-                f'{tuple(value.shape)}: in torch losses use reduction="none"'
+                f"loss must return one value per sample, shape {tuple(y.shape)}, got {shape}: "
+                'in torch losses use reduction="none"'
             )
         hit = logits.argmax(1) == y
         return (-value, hit) if self.targeted else (value, ~hit)
@@ -159,20 +168,25 @@ class Objective:
         own. ``autograd.grad`` touches nobody's ``.grad``.
         """
         with torch.inference_mode(False), torch.enable_grad():
-            adv = adv.detach().requires_grad_()
-            value, reached = self(adv, y)
-            if not value.requires_grad:
+            # tensors made in inference mode can't take part in autograd, their clones can
+            adv, y = (part.clone() if part.is_inference() else part.detach() for part in (adv, y))
+            value, reached = self(adv.requires_grad_(), y)
+            gradient = None
+            if value.requires_grad:
+                (gradient,) = torch.autograd.grad(value.sum(), adv, allow_unused=True)
+            if gradient is None:
                 raise ValueError(
                     "the model's output does not depend on its input through autograd (detached, "
                     "or not differentiable): use a black-box attack, or BPDA"
                 )
-            (gradient,) = torch.autograd.grad(value.sum(), adv)
         return value.detach(), reached, gradient
 
 
 def _check_logits(logits: Tensor, x: Tensor, y: Tensor) -> None:
     if not isinstance(logits, Tensor):
         raise TypeError(f"the model must return a tensor of logits, got {type(logits).__name__}")
+    if not logits.is_floating_point():
+        raise TypeError(f"the model must return floating-point logits, got {logits.dtype}")
     if logits.dim() != 2 or len(logits) != len(x) or logits.shape[1] < 2:
         raise ValueError(
             f"the model must return logits of shape ({len(x)}, K) with K >= 2, got "
@@ -190,7 +204,7 @@ def _check_logits(logits: Tensor, x: Tensor, y: Tensor) -> None:
 class Active(NamedTuple):
     """The samples under attack right now: n of the batch's N, row by row."""
 
-    index: Tensor
+    rows: Tensor
     adv: Tensor
     x: Tensor
     y: Tensor
@@ -218,8 +232,8 @@ class Search:
 
     def open(self, adv: Tensor, x: Tensor, y: Tensor, radius: Tensor, size: Tensor) -> Active:
         """The samples whose goal is not reached yet (all of them, without early stop)."""
-        index = torch.arange(len(x), device=x.device)
-        todo = Active(index, adv, x, y, radius, size)
+        rows = torch.arange(len(x), device=x.device)
+        todo = Active(rows, adv, x, y, radius, size)
         return self.drop(todo, adv, self.reached)[0]
 
     def note(self, todo: Active, value: Tensor, reached: Tensor, restart: int, step: int) -> None:
@@ -228,22 +242,24 @@ class Search:
         With early stop a point that reached the goal is kept whatever its loss: a misclassified
         image may have a lower cross-entropy than one that is still classified correctly.
         """
+        # a plain callable's parameters are not frozen, and its logits may have another dtype than x
+        value = value.detach().to(self.value.dtype)
         if self.callback is not None:
-            self.callback(Iterate(restart, step, todo.index, todo.adv, value))
-        better = value > self.value[todo.index] if step else torch.zeros_like(reached)
+            self.callback(Iterate(restart, step, todo.rows, todo.adv, value))
+        better = value > self.value[todo.rows] if step else torch.zeros_like(reached)
         if self.early_stop:
             better = better | reached
-            self.reached[todo.index] = reached
-        if len(todo.index) == len(self.point):
+            self.reached[todo.rows] = reached
+        if len(todo.rows) == len(self.point):
             self.point = torch.where(per_sample(better, todo.adv), todo.adv, self.point)
             self.value = torch.where(better, value, self.value)
         else:
-            rows = todo.index[better]
-            self.point[rows], self.value[rows] = todo.adv[better], value[better]
+            won = todo.rows[better]
+            self.point[won], self.value[won] = todo.adv[better], value[better]
 
     def drop(self, todo: Active, gradient: Tensor, reached: Tensor) -> tuple[Active, Tensor]:
         """Go on without the samples that reached their goal."""
         if not self.early_stop or not bool(reached.any()):
             return todo, gradient
         keep = ~reached
-        return Active(*(rows[keep] for rows in todo)), gradient[keep]
+        return Active(*(part[keep] for part in todo)), gradient[keep]

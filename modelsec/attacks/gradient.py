@@ -155,12 +155,14 @@ def pgd(
         for restart in range(restarts):
             # drawn for the whole batch: a sample's start doesn't depend on which are still open
             begin = ball.sample(x, radius, generator) if random_start else x
-            todo = search.open((begin if start is None else start), x, y, radius, size)
+            todo = search.open(begin if start is None else start, x, y, radius, size)
+            if not len(todo.rows):
+                break
             for step in range(steps):
                 value, reached, gradient = objective.gradient(todo.adv, todo.y)
                 search.note(todo, value, reached, restart, step)
                 todo, gradient = search.drop(todo, gradient, reached)
-                if not len(todo.index):
+                if not len(todo.rows):
                     break
                 ascent = torch.addcmul(todo.adv, todo.size, ball.steepest(gradient))
                 todo = todo._replace(adv=ball.project(ascent, todo.x, todo.radius))

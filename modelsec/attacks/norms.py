@@ -6,12 +6,13 @@ Shapes: x, adv, gradient (N, ...); eps (N, 1, ...), which broadcasts against the
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["NORMS", "L2", "Linf", "Norm", "per_sample"]
+__all__ = ["L2", "NORMS", "Linf", "Norm", "per_sample"]
 
 
 class Norm(Protocol):
@@ -55,7 +56,8 @@ class L2:
 
     def size(self, delta: Tensor) -> Tensor:
         """See :class:`Norm`."""
-        return torch.linalg.vector_norm(delta.flatten(1), dim=1)
+        size: Tensor = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+        return size
 
     def project(self, adv: Tensor, x: Tensor, eps: Tensor) -> Tensor:
         """See :class:`Norm`. Clipping to the box afterwards only shortens the change."""
@@ -90,8 +92,9 @@ def per_sample(values: Tensor, x: Tensor) -> Tensor:
     return values.view(-1, *[1] * (x.dim() - 1))
 
 
-def _draw(  # on the generator's own device: a CPU generator gives the same numbers everywhere
-    kind: torch._C._VariableFunctionsClass, shape: torch.Size, x: Tensor, generator: torch.Generator | None
+def _draw(
+    kind: Callable[..., Tensor], shape: Sequence[int], x: Tensor, generator: torch.Generator | None
 ) -> Tensor:
+    # on the generator's own device: a CPU generator gives the same numbers for every device
     device = x.device if generator is None else generator.device
     return kind(shape, generator=generator, device=device, dtype=x.dtype).to(x.device)

@@ -15,13 +15,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
+
 __all__ = ["Feedback", "grader", "require"]
 
 _SIGN = {"passed": "\N{WHITE HEAVY CHECK MARK}", "not yet": "\N{CROSS MARK}", "todo": "\N{PENCIL}"}
 _COLOR = {"passed": "#009e73", "not yet": "#d55e00", "todo": "#777777"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Feedback:
     """What a grader says.
 
@@ -46,7 +48,7 @@ class Feedback:
     def _repr_html_(self) -> str:
         return (
             f'<div class="modelsec-feedback" style="border-left: 3px solid {_COLOR[self.status]}; '
-            f'padding: 0.2em 0.8em">{html.escape(str(self))}</div>'
+            f'padding: 0.2em 0.8em">{html.escape(str(self), quote=False)}</div>'
         )
 
 
@@ -79,7 +81,9 @@ def grader(praise: str) -> Callable[[Callable[[Any], None]], Callable[[Any], Fee
             if solution is ... or solution is None:
                 return Feedback("todo", _TODO)
             try:
-                examine(_Watched(solution) if callable(solution) else solution)
+                # what a grader draws must not change what the reader's next cell draws
+                with torch.random.fork_rng(devices=[]):
+                    examine(_Watched(solution) if callable(solution) else solution)
             except (NotImplementedError, _Unfilled):
                 return Feedback("todo", _TODO)
             except _Rejected as problem:

@@ -89,7 +89,8 @@ def load_model(name: str, device: torch.device | str = "cpu") -> nn.Module:
             f"{entry['file']} has SHA-256 {found}, the manifest says {entry['sha256']}: the file "
             "was changed or damaged; reinstall modelsec"
         )
-    model = recipe.build()
+    with torch.random.fork_rng(devices=[]):  # the first weights drawn here are replaced at once
+        model = recipe.build()
     model.load_state_dict(load(content))
     return model.to(device).eval()
 

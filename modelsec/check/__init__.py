@@ -1,0 +1,21 @@
+"""Graders for the book's exercises, and its quizzes.
+
+``check.fgsm(my_fgsm)`` runs a solution on inputs chosen to tell right from wrong and answers with
+a sentence. Any correct solution passes, however it is written.
+"""
+
+from modelsec.check.grading import Feedback, grader, require
+from modelsec.check.loss import cross_entropy, fgsm, risk_of_guessing, saturation, worst_case
+from modelsec.check.quiz import quiz
+
+__all__ = [
+    "Feedback",
+    "cross_entropy",
+    "fgsm",
+    "grader",
+    "quiz",
+    "require",
+    "risk_of_guessing",
+    "saturation",
+    "worst_case",
+]
