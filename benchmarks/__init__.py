@@ -1,0 +1,1 @@
+"""Speed and correctness side by side with other libraries: ``make bench``."""
