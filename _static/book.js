@@ -1,0 +1,20 @@
+// Small repairs that need a script. Nothing here talks to another host.
+
+// The arrows in the menu have no words: give each the name of the chapter whose pages it opens.
+document.addEventListener("DOMContentLoaded", () => {
+  document.querySelectorAll(".bd-sidebar-primary li > details > summary").forEach((arrow) => {
+    const chapter = arrow.closest("li").querySelector("a");
+    arrow.setAttribute("aria-label", `Pages in ${chapter ? chapter.textContent.trim() : "this part"}`);
+  });
+});
+
+// jupyterquiz writes its answer below the question: let a screen reader hear it.
+// Quizzes draw themselves after the page has loaded, so watch for them.
+document.addEventListener("DOMContentLoaded", () => {
+  const article = document.querySelector("article.bd-article");
+  if (!article || !article.querySelector("script")) return;
+  const announce = () =>
+    article.querySelectorAll(".Quiz .Feedback:not([aria-live])").forEach((text) => text.setAttribute("aria-live", "polite"));
+  announce();
+  new MutationObserver(announce).observe(article, { childList: true, subtree: true });
+});
