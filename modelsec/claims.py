@@ -40,27 +40,34 @@ class Claim:
     @property
     def number(self) -> str:
         """The value as the sentence shows it; a proportion comes with interval and n."""
+        return " ".join(filter(None, self._parts()))
+
+    def _parts(self) -> tuple[str, str]:
         if not isinstance(self.value, Proportion):
-            return f"{self.value:.3g}"
+            return _shown(self.value), ""
         low, high = self.value.interval
-        return (
-            f"{self.value.value:.3f} (95% interval {low:.3f} to {high:.3f}, n = {self.value.n:,})"
-        )
+        interval = f"(95% interval {low:.3f} to {high:.3f}, n = {self.value.n:,})"
+        return f"{self.value.value:.3f}", interval
 
     def __str__(self) -> str:
         # not format(): a sentence may hold LaTeX, with braces of its own
         return self.sentence.replace("{}", self.number)
 
-    __repr__ = __str__  # what a notebook stores beside the HTML
-
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
         before, after = (html.escape(part, quote=False) for part in self.sentence.split("{}"))
+        value, interval = self._parts()
         return (
             '<div class="modelsec-claim" style="border-left: 3px solid #0072b2; padding: 0.2em 0.8em">'
-            f"<strong>Measured:</strong> {before}<strong>{self.number}</strong>{after}</div>"
+            f"<strong>Measured:</strong> {before}<strong>{value}</strong>"
+            f"{interval and f' <small>{interval}</small>'}{after}</div>"
         )
+
+
+def _shown(value: float) -> str:
+    """Three digits; whole numbers and numbers from 1,000 on without decimals."""
+    return f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 1000 else f"{value:#.3g}"
 
 
 def claim(

@@ -81,6 +81,9 @@ def mnist(
         root: folder of the full set; :func:`data_dir` if None.
         download: fetch the full set when it isn't there (about 12 MB, needs a network).
 
+    Returns:
+        The :class:`Data`.
+
     Raises:
         ValueError: for another ``source``, or a file whose hash is wrong.
         FileNotFoundError: if the full set isn't there and ``download`` is False.
@@ -127,6 +130,9 @@ def fashion(*, root: str | Path | None = None, download: bool = False) -> Data:
     Args:
         root: folder that holds torchvision's FashionMNIST files; :func:`data_dir` if None.
         download: fetch them when they aren't there (about 30 MB, needs a network).
+
+    Returns:
+        The :class:`Data`.
 
     Raises:
         FileNotFoundError: if the files aren't there and ``download`` is False.

@@ -60,8 +60,9 @@ def log_odds(logits: Tensor, y: Tensor) -> Tensor:
     """Log odds against the true class, ``log((1 - p_y) / p_y)`` with p = softmax(logits).
 
     Cross-entropy is ``softplus(log_odds)``, so both have the same order and the same gradient
-    direction. But cross-entropy's gradient carries the factor ``1 - p_y``, which float32 rounds
-    away once the model is sure of itself; this loss doesn't. That is why attacks use it.
+    direction. But cross-entropy's gradient carries the factor ``1 - p_y``, which float32 loses
+    (first rounding, then underflow) once the model is sure of itself; this loss doesn't. That is
+    why attacks use it.
 
     Args:
         logits: (N, K) float, K >= 2.
@@ -75,7 +76,7 @@ def log_odds(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """``max_{j != y} z_j - z_y``: positive exactly when the sample is misclassified.
+    """The margin loss ``max_{j != y} z_j - z_y``: positive exactly when the answer is wrong.
 
     Args:
         logits: (N, K) float, K >= 2.

@@ -118,6 +118,7 @@ def security_curve(
     curves: Mapping[str, Mapping[float, Proportion]],
     *,
     xlabel: str = "eps (largest change of a pixel, pixels in [0, 1])",
+    clean: Proportion | None = None,
     chance: float | None = None,
 ) -> Figure:
     """Accuracy against attack strength, with 95% intervals.
@@ -125,6 +126,7 @@ def security_curve(
     Args:
         curves: a name -> {eps: accuracy} for each attack or model.
         xlabel: what eps measures, with its unit.
+        clean: accuracy without an attack, drawn as a dotted line.
         chance: accuracy of guessing, drawn as a dashed line.
 
     Returns:
@@ -141,6 +143,8 @@ def security_curve(
         low, high = zip(*(curve[e].interval for e in eps), strict=True)
         (line,) = axes.plot(eps, [curve[e].value for e in eps], marker=marker, label=name)
         axes.fill_between(eps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+    if clean is not None:
+        axes.axhline(clean.value, color="0.4", linestyle=":", linewidth=1, label="clean accuracy")
     if chance is not None:
         axes.axhline(chance, color="0.4", linestyle="--", linewidth=1, label="guessing")
     axes.set(xlabel=xlabel, ylabel="accuracy (shaded: 95% interval)", ylim=(-0.02, 1.02))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+
 from modelsec.intervals import Proportion
 from modelsec.losses import SampleLoss, cross_entropy
 

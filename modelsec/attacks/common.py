@@ -53,7 +53,15 @@ def check_norm(norm: str) -> Norm:
 
 
 def check_inputs(model: Model, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Check a batch; return it detached from any graph, labels as int64.
+    """Check what every attack is given.
+
+    Args:
+        model: what is to be attacked.
+        x: (N, ...) float in [0, 1].
+        y: (N,) integer labels.
+
+    Returns:
+        x detached from any graph, and y as int64.
 
     Raises:
         TypeError: if x or y is no tensor, x is not floating point, y not integer, or the model
@@ -99,6 +107,14 @@ def check_inputs(model: Model, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 def per_sample_value(name: str, value: float | Tensor, x: Tensor) -> Tensor:
     """A radius or step size, one for all or one per sample, as (N, 1, ...) beside x (N, ...).
 
+    Args:
+        name: the argument's name, for the message.
+        value: one number, or (N,).
+        x: the batch.
+
+    Returns:
+        (N, 1, ...), dtype and device of ``x``.
+
     Raises:
         TypeError: if it is neither a number nor a tensor.
         ValueError: if it is negative, not finite, or of another length than the batch.
@@ -116,7 +132,21 @@ def per_sample_value(name: str, value: float | Tensor, x: Tensor) -> Tensor:
 
 
 def check_start(start: Tensor, x: Tensor, radius: Tensor, ball: Norm) -> Tensor:
-    """Check a given starting point: x's shape, inside the ball and the box, up to rounding."""
+    """Check a given starting point: x's shape, inside the ball and the box, up to rounding.
+
+    Args:
+        start: (N, ...) the point.
+        x: (N, ...) the clean batch.
+        radius: (N, 1, ...) the ball's.
+        ball: its geometry.
+
+    Returns:
+        The point, projected: rounding may have left it a hair outside.
+
+    Raises:
+        TypeError: if it is no tensor.
+        ValueError: if it has another shape or lies elsewhere.
+    """
     if not isinstance(start, Tensor):
         raise TypeError(f"start must be a torch.Tensor, got {type(start).__name__}")
     if start.shape != x.shape:

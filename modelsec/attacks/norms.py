@@ -89,7 +89,15 @@ NORMS: dict[str, Norm] = {"linf": Linf(), "l2": L2()}
 
 
 def per_sample(values: Tensor, x: Tensor) -> Tensor:
-    """(N,) -> (N, 1, ...), so that it broadcasts against x (N, ...)."""
+    """One value per sample, shaped to broadcast against a batch.
+
+    Args:
+        values: (N,).
+        x: (N, ...).
+
+    Returns:
+        The same values, (N, 1, ...).
+    """
     return values.view(-1, *[1] * (x.dim() - 1))
 
 

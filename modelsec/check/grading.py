@@ -19,7 +19,7 @@ import torch
 
 __all__ = ["Feedback", "grader", "require"]
 
-_SIGN = {"passed": "\N{WHITE HEAVY CHECK MARK}", "not yet": "\N{CROSS MARK}", "todo": "\N{PENCIL}"}
+_SIGN = {"passed": "\N{CHECK MARK}", "not yet": "\N{BALLOT X}", "todo": "\N{WHITE CIRCLE}"}
 _COLOR = {"passed": "#009e73", "not yet": "#d55e00", "todo": "#777777"}
 
 
@@ -59,7 +59,11 @@ class _Rejected(Exception):
 def require(condition: object, message: str) -> None:
     """Reject the solution with ``message`` unless ``condition`` is true.
 
-    Inside a grader only. The message says what was seen and what to look at next.
+    Inside a grader only.
+
+    Args:
+        condition: what holds for a right solution.
+        message: says what was seen and what to look at next.
     """
     if not bool(condition):
         raise _Rejected(message)

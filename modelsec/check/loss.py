@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from numbers import Real
 from typing import Any
@@ -76,7 +77,7 @@ def cross_entropy(solution: Any) -> None:
     )
 
 
-@grader("These lines broke real models in 2015, and still break most of them.")
+@grader("A complete attack, in a handful of lines.")
 def fgsm(solution: Any) -> None:
     """Grade ``f(model, x, y, eps) -> x_adv``: ball, box, labels, model untouched, full strength."""
     generator = torch.Generator().manual_seed(2)
@@ -84,15 +85,31 @@ def fgsm(solution: Any) -> None:
     x = torch.rand(32, 1, 8, 8, generator=generator)
     x = torch.where(x < 0.25, 0.0, torch.where(x > 0.75, 1.0, x))  # many pixels at the walls
     y = torch.randint(10, (32,), generator=generator)
-    eps, seen = 0.1, x.clone()
+    for eps in (0.1, 0.03):  # a budget written into the code would pass one of them
+        _examine_fgsm(solution, model, x, y, eps)
+
+
+def _examine_fgsm(solution: Any, model: nn.Module, x: Tensor, y: Tensor, eps: float) -> None:
+    seen, was = x.clone(), copy.deepcopy(model)
     adv = solution(model, x, y, eps)
     require(isinstance(adv, Tensor), f"Return a tensor, not {type(adv).__name__}.")
     require(adv.shape == x.shape, f"x has shape {tuple(x.shape)}, your result {tuple(adv.shape)}.")
     require(torch.equal(x, seen), "Your function changed x in place: make a copy first.")
     require(
-        all(p.grad is None for p in model.parameters()),
+        not any(p.grad is not None and bool(p.grad.any()) for p in model.parameters()),
         "The model's parameters now carry a gradient, which would disturb a training step. "
         "Use torch.autograd.grad(loss, x) instead of loss.backward().",
+    )
+    require(
+        all(
+            p.requires_grad == q.requires_grad and torch.equal(p, q)
+            for p, q in zip(model.parameters(), was.parameters(), strict=True)
+        ),
+        "The model's parameters are not as they were: an attack changes the input and nothing else.",
+    )
+    require(
+        all(m.training == n.training for m, n in zip(model.modules(), was.modules(), strict=True)),
+        "The model came back in another mode: after train() or eval() put the old mode back.",
     )
     require(not x.requires_grad, "x itself now requires a gradient: work on x.clone().")
     adv = adv.detach()
@@ -111,12 +128,12 @@ def fgsm(solution: Any) -> None:
     predicted = model(x).argmax(1)
     as_labels = reference_fgsm(model, x, predicted, eps=eps)
     require(
-        after > before,
-        "The loss went down. The attacker climbs: add the sign, don't subtract it.",
-    )
-    require(
         not torch.allclose(adv, as_labels, atol=1e-5),
         "The result does not depend on y: use the true labels, not the model's predictions.",
+    )
+    require(
+        after > before,
+        "The loss went down. The attacker climbs: add the sign, don't subtract it.",
     )
     require(
         after - before >= 0.99 * (best - before),
@@ -155,10 +172,15 @@ def saturation(solution: Any) -> None:
     """Grade a per-sample loss by what PGD does with it to a network whose logits are times 100."""
     generator = torch.Generator().manual_seed(4)
     logits, y = torch.randn(16, 10, generator=generator), torch.arange(16) % 10
-    _one_per_sample(solution(logits, y), 16)
+    got = solution(logits.clone().requires_grad_(), y.clone())
+    _one_per_sample(got, 16)
+    require(
+        got.requires_grad,
+        "No gradient comes out of your loss: does it use detach(), .item(), or argmax alone?",
+    )
     better = logits.scatter_add(1, y[:, None], torch.ones(16, 1))  # the true logit, one higher
     require(
-        float(solution(better, y).sum()) < float(solution(logits, y).sum()),
+        float(solution(better, y.clone()).sum()) < float(solution(logits.clone(), y.clone()).sum()),
         "Your loss does not fall when the true class's logit rises. PGD makes the loss larger.",
     )
     digits = mnist()
@@ -171,10 +193,10 @@ def saturation(solution: Any) -> None:
 
     mine, reference = left(solution), left(log_odds)
     said = f"PGD with your loss leaves {mine:.2f} of the predictions right, the log odds {reference:.2f}. "
-    require(mine <= 0.5, said + "Does the softmax still stand between the logits and your loss?")
+    require(mine <= 0.5, said + "Is its gradient zero where the network is sure? Try gradient_size.")
     require(
         mine <= reference + 0.1,
-        said + "Better than nothing! It pushes the true logit down; which class does it push up?",
+        said + "Its gradient lives, but it aims badly: which class should it push up?",
     )
 
 

@@ -77,6 +77,9 @@ def load_model(name: str, device: torch.device | str = "cpu") -> nn.Module:
         name: one of :func:`names`.
         device: where to put it.
 
+    Returns:
+        The model.
+
     Raises:
         ValueError: for an unknown name, or a file that is not the recorded one.
     """
