@@ -1,11 +1,11 @@
-"""The book's own Sphinx extension: what Jupyter Book 1.x leaves to be done.
+r"""The book's own Sphinx extension: what Jupyter Book 1.x leaves to be done.
 
 1. The site is self-contained: MathJax is copied into it.
 2. Jupyter Book always loads sphinx-thebe, whose script is emitted twice (a JavaScript error on
    every page). The book does not use it: it is taken out.
 3. A cell tagged `hide-cell` and `solution` says "Show the solution".
 4. Notebooks link to the glossary in plain Markdown: `[eps-ball](../glossary.md#eps-ball)`.
-5. Formulas may carry `\\tag{1}`, which Jupyter and Colab show as well.
+5. Formulas may carry `\tag{1}`, which Jupyter and Colab show as well.
 6. API pages: types that have no page of their own stay plain text, attributes are told once.
 """
 
@@ -59,7 +59,7 @@ def label_solutions(app: Sphinx, doctree: nodes.document) -> None:
 
 
 def keep_tags(app: Sphinx, doctree: nodes.document) -> None:
-    """Leave a formula with a number of its own as it is: Sphinx's `split` allows no `\\tag`."""
+    r"""Leave a formula with a number of its own as it is: Sphinx's `split` allows no `\tag`."""
     for formula in doctree.findall(nodes.math_block):
         text = formula.astext()
         if "\\tag" in text and not formula.get("nowrap"):
@@ -108,6 +108,11 @@ def public_names(app: Sphinx) -> None:
         item.children = [child for child in item.children if is_public(item, child)]
 
 
+def api_pages(app: Sphinx, env: BuildEnvironment, *changes: set[str]) -> list[str]:
+    """Always read the API pages anew: Sphinx does not see that the package has changed."""
+    return [page for page in env.found_docs if page.startswith("reference/")]
+
+
 def without_thebe(files: list[Any]) -> list[Any]:
     """Drop sphinx-thebe from a page's script or style files."""
 
@@ -152,6 +157,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("doctree-read", link_terms)
     app.connect("missing-reference", plain_types)
     app.connect("builder-inited", public_names, priority=900)
+    app.connect("env-get-outdated", api_pages)
     app.connect("html-page-context", finish_page, priority=900)
     app.connect("build-finished", copy_mathjax)
     return {"parallel_read_safe": True, "parallel_write_safe": True, "version": "1"}

@@ -18,3 +18,14 @@ document.addEventListener("DOMContentLoaded", () => {
   announce();
   new MutationObserver(announce).observe(article, { childList: true, subtree: true });
 });
+
+// A formula wider than the screen scrolls: let the keyboard reach it.
+document.addEventListener("DOMContentLoaded", () => {
+  const reachable = new ResizeObserver((entries) =>
+    entries.forEach(({ target }) => {
+      if (target.scrollWidth > target.clientWidth) target.setAttribute("tabindex", "0");
+      else target.removeAttribute("tabindex");
+    }),
+  );
+  document.querySelectorAll("div.math").forEach((formula) => reachable.observe(formula));
+});
