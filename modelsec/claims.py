@@ -66,8 +66,9 @@ class Claim:
 
 
 def _shown(value: float) -> str:
-    """Three digits; whole numbers and numbers from 1,000 on without decimals."""
-    return f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 1000 else f"{value:#.3g}"
+    """Three digits; whole numbers and numbers from 100 on without decimals."""
+    whole = float(value).is_integer() or abs(value) >= 100
+    return f"{value:,.0f}" if whole else f"{value:#.3g}".rstrip(".")
 
 
 def claim(
@@ -123,8 +124,9 @@ def _publish(stated: Claim) -> None:
         print(stated)
         return
     # an output that holds nothing but the record is not rendered; the sentence follows it
+    # (as HTML too, or a page that quotes the number would set it like code)
     display(
-        {f"{_RECORD}text/plain": stated.number},
+        {f"{_RECORD}text/{kind}": stated.number for kind in ("plain", "html")},
         metadata={"scrapbook": {"name": stated.key, "mime_prefix": _RECORD}},
         raw=True,
     )

@@ -6,7 +6,7 @@ a sentence. Any correct solution passes, however it is written.
 
 from modelsec.check.grading import Feedback, grader, require
 from modelsec.check.loss import cross_entropy, fgsm, risk_of_guessing, saturation, worst_case
-from modelsec.check.quiz import quiz
+from modelsec.check.multiple_choice import quiz
 
 __all__ = [
     "Feedback",

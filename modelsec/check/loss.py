@@ -193,7 +193,9 @@ def saturation(solution: Any) -> None:
 
     mine, reference = left(solution), left(log_odds)
     said = f"PGD with your loss leaves {mine:.2f} of the predictions right, the log odds {reference:.2f}. "
-    require(mine <= 0.5, said + "Is its gradient zero where the network is sure? Try gradient_size.")
+    require(
+        mine <= 0.5, said + "Is its gradient zero where the network is sure? Try gradient_size."
+    )
     require(
         mine <= reference + 0.1,
         said + "Its gradient lives, but it aims badly: which class should it push up?",

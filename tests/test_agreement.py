@@ -1,0 +1,206 @@
+"""Our iterates equal those of torchattacks, Foolbox and ART: from the same start, by the same step rule.
+
+The peers return their last iterate, so each is run with 1, 2, ... steps, and compared with what our callback sees.
+All of them climb cross-entropy; a mean over the batch in place of a sum changes no direction.
+
+Where the peers' rules differ from ours, and what is compared then:
+
+* torchattacks adds 1e-10 to the gradient's length in l2, to a gradient that the mean has made 64 times smaller.
+  On images of which the network is sure that shortens the step; we pass it an epsilon of 0 and compare all images.
+* ART's PGD clips to the box before it projects on the l2 ball, we (as Foolbox and torchattacks) after. The two agree
+  where the box is out of reach, so ART's l2 attacks are compared on images of lower contrast, from 0.25 to 0.75.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from modelsec.attacks import fgsm, pgd
+from modelsec.data import mnist
+from modelsec.losses import cross_entropy
+from modelsec.zoo import load_model
+
+pytestmark = pytest.mark.peers
+
+STEPS = 6
+EPS = {"linf": 0.1, "l2": 0.24}
+STEP_SIZE = {"linf": 0.03, "l2": 0.1}  # the ball's wall is met on the way
+TOLERANCE = 1e-5
+
+
+class Row(NamedTuple):
+    """One line of the table."""
+
+    library: str
+    attack: str
+    norm: str
+    images: int
+    difference: float
+
+
+def test_iterates_agree_with_the_peers(capfd: pytest.CaptureFixture[str]) -> None:
+    rows = [row for compare in (torchattacks, foolbox, art) for row in compare()]
+    with capfd.disabled():  # on stderr, which reaches the terminal from pytest-xdist's workers too
+        print(table(rows), file=sys.stderr)
+    assert {(row.library, row.attack, row.norm) for row in rows} >= {
+        (library, "pgd", norm)
+        for library in ("torchattacks", "foolbox", "adversarial-robustness-toolbox")
+        for norm in ("linf", "l2")
+    }
+    for row in rows:
+        assert row.images >= 64, row
+        assert row.difference <= TOLERANCE, row
+
+
+def table(rows: list[Row]) -> str:
+    lines = [
+        f"\n{'library':<32}{'version':<9}{'attack':<8}{'norm':<6}{'images':<8}largest difference"
+    ]
+    for row in rows:
+        lines.append(
+            f"{row.library:<32}{version(row.library):<9}{row.attack:<8}{row.norm:<6}{row.images:<8}"
+            f"{row.difference:.1e} of a pixel's range"
+        )
+    return "\n".join(lines)
+
+
+def scenes(contrast: float = 1.0) -> Iterator[tuple[nn.Module, Tensor, Tensor]]:
+    """Both networks of the zoo, with 64 digits."""
+    digits = mnist()
+    x = 0.5 + contrast * (digits.x_test[:64] - 0.5)
+    for name in ("net", "convnet"):
+        yield load_model(name), x, digits.y_test[:64]
+
+
+def iterates(
+    model: nn.Module, x: Tensor, y: Tensor, norm: str, start: Tensor | None = None
+) -> list[Tensor]:
+    """Our iterates after 1, 2, ... steps, from x unless another start is given."""
+    path: list[Any] = []
+    pgd(
+        model, x, y, eps=EPS[norm], norm=norm, steps=STEPS, step_size=STEP_SIZE[norm],
+        loss=cross_entropy, start=x if start is None else start, early_stop=False,
+        callback=path.append,
+    )  # fmt: skip
+    return [point.adv for point in path[1:]]
+
+
+def gap(ours: Tensor | list[Tensor], theirs: Tensor | list[Tensor]) -> float:
+    pairs = zip(ours, theirs, strict=True)
+    return max(float((a - b).abs().max()) for a, b in pairs)
+
+
+def worst(
+    library: str, attack: str, norm: str, measure: Callable[..., float], contrast: float = 1.0
+) -> Row:
+    gaps = [measure(*scene) for scene in scenes(contrast)]
+    return Row(library, attack, norm, 64 * len(gaps), max(gaps))
+
+
+def torchattacks() -> Iterator[Row]:
+    import torchattacks as peer
+
+    def one_step(model: nn.Module, x: Tensor, y: Tensor) -> float:
+        ours = fgsm(model, x, y, eps=EPS["linf"], loss=cross_entropy)
+        return gap(ours, peer.FGSM(model, eps=EPS["linf"])(x, y))
+
+    def linf(model: nn.Module, x: Tensor, y: Tensor) -> float:
+        rule = {"eps": EPS["linf"], "alpha": STEP_SIZE["linf"], "random_start": False}
+        theirs = [peer.PGD(model, steps=k, **rule)(x, y) for k in range(1, STEPS + 1)]
+        return gap(iterates(model, x, y, "linf"), theirs)
+
+    def l2(model: nn.Module, x: Tensor, y: Tensor) -> float:
+        rule = {"eps": EPS["l2"], "alpha": STEP_SIZE["l2"], "random_start": False}
+        rule |= {"eps_for_division": 0}
+        theirs = [peer.PGDL2(model, steps=k, **rule)(x, y) for k in range(1, STEPS + 1)]
+        return gap(iterates(model, x, y, "l2"), theirs)
+
+    yield worst("torchattacks", "fgsm", "linf", one_step)
+    yield worst("torchattacks", "pgd", "linf", linf)
+    yield worst("torchattacks", "pgd", "l2", l2)
+
+
+def foolbox() -> Iterator[Row]:
+    import eagerpy
+    import foolbox as peer
+
+    kinds = {
+        "linf": (
+            peer.attacks.LinfFastGradientAttack,
+            peer.attacks.LinfProjectedGradientDescentAttack,
+        ),
+        "l2": (peer.attacks.L2FastGradientAttack, peer.attacks.L2ProjectedGradientDescentAttack),
+    }
+    for norm, (fast, projected) in kinds.items():
+
+        def one_step(
+            model: nn.Module, x: Tensor, y: Tensor, norm: str = norm, fast: type = fast
+        ) -> float:
+            theirs = fast(random_start=False).run(
+                peer.PyTorchModel(model, (0, 1)), x, y, epsilon=EPS[norm]
+            )
+            return gap(fgsm(model, x, y, eps=EPS[norm], norm=norm, loss=cross_entropy), theirs)
+
+        def path(
+            model: nn.Module, x: Tensor, y: Tensor, norm: str = norm, projected: type = projected
+        ) -> float:
+            noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) - 0.5
+            start = (x + EPS[norm] * noise / (1 if norm == "linf" else noise[0].norm())).clamp(0, 1)
+
+            class FromStart(projected):  # type: ignore[misc, valid-type]
+                def get_random_start(self, x0: Any, epsilon: float) -> Any:
+                    return eagerpy.astensor(start)
+
+            theirs = [
+                FromStart(abs_stepsize=STEP_SIZE[norm], steps=k, random_start=True).run(
+                    peer.PyTorchModel(model, (0, 1)), x, y, epsilon=EPS[norm]
+                )
+                for k in range(1, STEPS + 1)
+            ]
+            return gap(iterates(model, x, y, norm, start), theirs)
+
+        yield worst("foolbox", "fgsm", norm, one_step)
+        yield worst("foolbox", "pgd", norm, path)
+
+
+def art() -> Iterator[Row]:
+    from art.attacks.evasion import FastGradientMethod
+    from art.attacks.evasion import ProjectedGradientDescentPyTorch as Projected
+    from art.estimators.classification import PyTorchClassifier
+
+    for norm, order, contrast in (("linf", np.inf, 1.0), ("l2", 2, 0.5)):
+
+        def wrap(model: nn.Module) -> PyTorchClassifier:
+            return PyTorchClassifier(
+                model, nn.CrossEntropyLoss(), (1, 28, 28), 10, clip_values=(0, 1), device_type="cpu"
+            )
+
+        def one_step(
+            model: nn.Module, x: Tensor, y: Tensor, norm: str = norm, order: float = order
+        ) -> float:
+            attack = FastGradientMethod(wrap(model), norm=order, eps=EPS[norm], batch_size=64)
+            theirs = torch.from_numpy(attack.generate(x.numpy(), y.numpy()))
+            ours = fgsm(model, x, y, eps=EPS[norm], norm=norm, loss=cross_entropy)
+            return gap(ours, theirs)
+
+        def path(
+            model: nn.Module, x: Tensor, y: Tensor, norm: str = norm, order: float = order
+        ) -> float:
+            rule = {"norm": order, "eps": EPS[norm], "eps_step": STEP_SIZE[norm]}
+            rule |= {"batch_size": 64, "verbose": False}
+            theirs = [
+                torch.from_numpy(
+                    Projected(wrap(model), max_iter=k, **rule).generate(x.numpy(), y.numpy())
+                )
+                for k in range(1, STEPS + 1)
+            ]
+            return gap(iterates(model, x, y, norm), theirs)
+
+        yield worst("adversarial-robustness-toolbox", "fgsm", norm, one_step, contrast)
+        yield worst("adversarial-robustness-toolbox", "pgd", norm, path, contrast)
