@@ -145,8 +145,8 @@ def pgd(
     size = 2.5 * radius / steps
     if step_size is not None:
         size = per_sample_value("step_size", step_size, x)
-    if start is not None:
-        start = check_start(start, x, radius, ball)
+    origin = x if start is None else check_start(start, x, radius, ball)
+    random_start = random_start and start is None
     if not len(x):
         return x.clone()
 
@@ -154,8 +154,8 @@ def pgd(
     with inference(model):
         for restart in range(restarts):
             # drawn for the whole batch: a sample's start doesn't depend on which are still open
-            begin = ball.sample(x, radius, generator) if random_start else x
-            todo = search.open(begin if start is None else start, x, y, radius, size)
+            begin = ball.sample(x, radius, generator) if random_start else origin
+            todo = search.open(begin, x, y, radius, size)
             if not len(todo.rows):
                 break
             for step in range(steps):
@@ -164,6 +164,7 @@ def pgd(
                 todo, gradient = search.drop(todo, gradient, reached)
                 if not len(todo.rows):
                     break
+                # adv + size * direction, in one pass over the memory
                 ascent = torch.addcmul(todo.adv, todo.size, ball.steepest(gradient))
                 todo = todo._replace(adv=ball.project(ascent, todo.x, todo.radius))
             else:
