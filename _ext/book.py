@@ -3,7 +3,8 @@ r"""The book's own Sphinx extension: what Jupyter Book 1.x leaves to be done.
 1. The site is self-contained: MathJax is copied into it.
 2. Jupyter Book always loads sphinx-thebe, whose script is emitted twice (a JavaScript error on
    every page). The book does not use it: it is taken out.
-3. A cell tagged `hide-cell` and `solution` says "Show the solution".
+3. A cell tagged `hide-cell` and `solution` says "Show the solution"; one tagged `hide-input`, whose
+   output is a claim, "Show how this was measured".
 4. Notebooks link to the glossary in plain Markdown: `[eps-ball](../glossary.md#eps-ball)`.
 5. Formulas may carry `\tag{1}`, which Jupyter and Colab show as well.
 6. API pages: types that have no page of their own stay plain text, attributes are told once.
@@ -51,11 +52,24 @@ def copy_mathjax(app: Sphinx, exception: Exception | None) -> None:
         source_map.unlink()
 
 
-def label_solutions(app: Sphinx, doctree: nodes.document) -> None:
+def drop_font_preloads(app: Sphinx, exception: Exception | None) -> None:
+    """Let the theme's fonts load when they are needed: opened as a file, a page may not preload."""
+    if exception or app.builder.format != "html":
+        return
+    for page in Path(app.outdir).rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        mended = re.sub(r'<link rel="preload" as="font"[^>]*>\s*', "", text)
+        if mended != text:
+            page.write_text(mended, encoding="utf-8")
+
+
+def label_hidden_cells(app: Sphinx, doctree: nodes.document) -> None:
     """Give hidden cells a label that says what is hidden."""
     for cell in doctree.findall(nodes.container):
         if "tag_solution" in cell["classes"]:
             cell["prompt_show"], cell["prompt_hide"] = "Show the solution", "Hide the solution"
+        elif "tag_hide-input" in cell["classes"]:
+            cell["prompt_show"], cell["prompt_hide"] = "Show how this was measured", "Hide the code"
 
 
 def keep_tags(app: Sphinx, doctree: nodes.document) -> None:
@@ -152,7 +166,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Connect the functions above to Sphinx's events."""
     app.add_css_file("book.css")
     app.add_js_file("book.js", loading_method="defer")
-    app.connect("doctree-read", label_solutions)
+    app.connect("doctree-read", label_hidden_cells)
     app.connect("doctree-read", keep_tags)
     app.connect("doctree-read", link_terms)
     app.connect("missing-reference", plain_types)
@@ -160,4 +174,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("env-get-outdated", api_pages)
     app.connect("html-page-context", finish_page, priority=900)
     app.connect("build-finished", copy_mathjax)
+    app.connect("build-finished", drop_font_preloads)
     return {"parallel_read_safe": True, "parallel_write_safe": True, "version": "1"}

@@ -19,6 +19,9 @@ document.addEventListener("DOMContentLoaded", () => {
   new MutationObserver(announce).observe(article, { childList: true, subtree: true });
 });
 
+// Pages opened as files may not read other files: a search then shows titles without excerpts.
+if (location.protocol === "file:" && typeof DOCUMENTATION_OPTIONS !== "undefined") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
+
 // A formula wider than the screen scrolls: let the keyboard reach it.
 document.addEventListener("DOMContentLoaded", () => {
   const reachable = new ResizeObserver((entries) =>

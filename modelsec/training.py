@@ -78,7 +78,8 @@ def fit(
     keeps its last step, the history its finished epochs, and ``interrupted`` says so.
 
     Args:
-        model: maps (N, ...) to logits (N, K); left in the mode (train or eval) it came in.
+        model: maps (N, ...) to logits (N, K). All of it is in train mode meanwhile, a BatchNorm
+            frozen by hand included; every part is left in the mode it came in.
         x: (N, ...) inputs, on the model's device.
         y: (N,) integer labels, on the model's device.
         epochs: passes over the data.

@@ -127,7 +127,7 @@ class Case:
 def cases(
     kinds: tuple[str, ...] = ("mlp", "conv", "callable"),
     classes: tuple[int, ...] = (2, 3, 5),
-    eps: tuple[float | str, ...] = (0.0, 0.02, 0.3, 3.0, "per sample"),
+    eps: tuple[float | str, ...] = (0.0, 0.02, 0.3, 1.0, "per sample"),
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64),
 ) -> st.SearchStrategy[Case]:
     """Random cases; the arguments narrow them down."""

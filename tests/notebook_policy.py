@@ -378,6 +378,12 @@ def solutions_are_hidden(page: Page) -> Iterator[str]:
             yield f"{begin(cell)} needs the tags 'solution' and 'hide-cell'."
         if cell.metadata.get("cellView") != "form":
             yield f'{begin(cell)} needs "cellView": "form" in its metadata, which hides it in Colab.'
+        jupyter = cell.metadata.get("jupyter", {})
+        if not (jupyter.get("source_hidden") and jupyter.get("outputs_hidden")):
+            yield (
+                f'{begin(cell)} needs "jupyter": {{"source_hidden": true, "outputs_hidden": true}} '
+                "in its metadata, which hides it in JupyterLab."
+            )
 
 
 @rule

@@ -85,7 +85,12 @@ def good_page() -> Page:
             "## Exercises\n\n### 1. Predict\n\n<details><summary>Hint</summary>Think.</details>"
         ),
         *exercises,
-        code("# @title Solution 1\nmine = fgsm", tags=["solution", "hide-cell"], cellView="form"),
+        code(
+            "# @title Solution 1\nmine = fgsm",
+            tags=["solution", "hide-cell"],
+            cellView="form",
+            jupyter={"source_hidden": True, "outputs_hidden": True},
+        ),
         new_markdown_cell("## Quiz"),
         code('check.quiz("loss")', new_output("display_data", {"text/html": "<div>Which?</div>"})),
         new_markdown_cell("## Take-aways\n\n1. It works.\n\n## Further reading\n\nMuch."),
@@ -412,6 +417,11 @@ def untagged_solution(page):
 @fault("solutions_are_hidden")
 def solution_open_in_colab(page):
     del cell(page, "# @title Solution").metadata["cellView"]
+
+
+@fault("solutions_are_hidden")
+def solution_open_in_jupyterlab(page):
+    cell(page, "# @title Solution").metadata["jupyter"] = {"source_hidden": True}
 
 
 @fault("solutions_are_hidden")

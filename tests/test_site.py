@@ -47,6 +47,10 @@ CUT_FORMULAS = """
 ).length
 """
 
+TIGHT_TABLES = """
+[...document.querySelectorAll(".cell_output td")].some((cell) => parseFloat(getComputedStyle(cell).paddingLeft) < 4)
+"""
+
 
 class Page(HTMLParser):
     """What a page points to, what can be pointed to in it, and what its pictures are called."""
@@ -358,6 +362,8 @@ def test_every_page_loads_whole(tab, base: str) -> None:
         if width > PHONE["width"]:
             here.append(f"{width} pixels wide on a phone of {PHONE['width']}")
         # a wide formula may be scrolled, but not begin where nobody can scroll to
+        if tab.evaluate(TIGHT_TABLES):
+            here.append("a printed table has no room between its columns")
         if cut := tab.evaluate(CUT_FORMULAS):
             here.append(f"{cut} formulas are cut off at their left end on a phone")
         wrong += [f"{name}: {fault}" for fault in here]
@@ -394,6 +400,20 @@ def test_search_finds_a_word(tab, base: str) -> None:
         "() => /did not match/.test(document.querySelector('#search-results').innerText)"
     )
     assert not tab.locator("#search-results ul.search li a").count()
+
+
+def test_pages_opened_as_files_work(browser) -> None:
+    """`make book` ends by naming a file to open: no server, and no script may fail for want of one."""
+    start = SITE.resolve().as_uri() + "/"
+    tab = open_tab(browser, start, viewport=DESK)
+    for name in ("intro.html", "chapters/loss.html"):
+        tab.goto(start + name)
+        settle(tab)
+    tab.goto(start + "search.html?q=margin")
+    tab.wait_for_selector("#search-results ul.search li a")
+    tab.wait_for_timeout(500)  # for excerpts that would fail
+    expect_none(tab.problems)
+    tab.context.close()
 
 
 def test_theme_stays_dark(browser, base: str) -> None:

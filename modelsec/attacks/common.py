@@ -20,6 +20,7 @@ __all__ = [
     "Search",
     "check_inputs",
     "check_norm",
+    "check_radius",
     "check_start",
     "per_sample_value",
 ]
@@ -47,7 +48,7 @@ class Iterate(NamedTuple):
 
 def check_norm(norm: str) -> Norm:
     """The geometry of a norm by its name; ValueError names the known ones."""
-    if norm not in NORMS:
+    if not isinstance(norm, str) or norm not in NORMS:
         raise ValueError(f"norm must be one of {sorted(NORMS)}, got {norm!r}")
     return NORMS[norm]
 
@@ -77,6 +78,8 @@ def check_inputs(model: Model, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         raise TypeError(f"x must be floating point in [0, 1], got {x.dtype}: use x.float() / 255")
     if x.dim() < 2:
         raise ValueError(f"x must have a batch dimension, (N, ...), got shape {tuple(x.shape)}")
+    if y.dim() == 0:
+        raise ValueError("x and y need a batch dimension: for one sample pass x[None] and y[None]")
     if y.shape != x.shape[:1]:
         hint = ": pass class indices, y.argmax(1), not one-hot rows" if y.dim() == 2 else ""
         raise ValueError(f"y must have shape ({len(x)},), got {tuple(y.shape)}{hint}")
@@ -129,6 +132,29 @@ def per_sample_value(name: str, value: float | Tensor, x: Tensor) -> Tensor:
     if readable(given) and not bool((given.isfinite() & (given >= 0)).all()):
         raise ValueError(f"{name} must be finite and 0 or more, got {value}")
     return per_sample(given.expand(len(x)), x)
+
+
+def check_radius(eps: float | Tensor, x: Tensor, ball: Norm) -> Tensor:
+    """The radius as (N, 1, ...), see :func:`per_sample_value`; refuses one in grey levels.
+
+    Args:
+        eps: one number, or (N,).
+        x: the batch.
+        ball: the norm's geometry.
+
+    Returns:
+        (N, 1, ...), dtype and device of ``x``.
+
+    Raises:
+        TypeError: if it is neither a number nor a tensor.
+        ValueError: if it is negative, not finite, of another length, or larger than the box.
+    """
+    radius = per_sample_value("eps", eps, x)
+    if readable(radius) and bool((radius > ball.limit).any()):
+        raise ValueError(
+            f"eps is in units of a pixel's range [0, 1], got {eps}: for 8 grey levels write 8 / 255"
+        )
+    return radius
 
 
 def check_start(start: Tensor, x: Tensor, radius: Tensor, ball: Norm) -> Tensor:

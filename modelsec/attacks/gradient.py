@@ -14,6 +14,7 @@ from modelsec.attacks.common import (
     Search,
     check_inputs,
     check_norm,
+    check_radius,
     check_start,
     per_sample_value,
 )
@@ -68,7 +69,8 @@ def fgsm(
         Goodfellow et al. (2015), https://arxiv.org/abs/1412.6572, section 4.
     """
     x, y = check_inputs(model, x, y)
-    ball, radius = check_norm(norm), per_sample_value("eps", eps, x)
+    ball = check_norm(norm)
+    radius = check_radius(eps, x, ball)
     if not len(x):
         return x.clone()
     with inference(model):
@@ -107,6 +109,9 @@ def pgd(
 
     ``x_{t+1} = P(x_t + step_size * d_t)``, where d_t is the steepest ascent direction of the loss
     in the norm (its sign for linf) and P projects on the eps-ball around x and on [0, 1].
+    Without its bookkeeping the loop below is
+    ``repeat steps times: adv = project(adv + size * steepest(gradient(adv)))``;
+    the bookkeeping keeps each sample's worst point and, with early stop, drops the fooled ones.
 
     Args:
         model: maps images (N, ...) in [0, 1] to logits (N, K).
@@ -139,9 +144,10 @@ def pgd(
         Madry et al. (2018), https://arxiv.org/abs/1706.06083, section 2.1.
     """
     x, y = check_inputs(model, x, y)
-    ball, radius = check_norm(norm), per_sample_value("eps", eps, x)
-    if steps < 1 or restarts < 1:
-        raise ValueError(f"steps and restarts must be 1 or more, got {steps} and {restarts}")
+    ball = check_norm(norm)
+    radius = check_radius(eps, x, ball)
+    if not all(isinstance(count, int) and count >= 1 for count in (steps, restarts)):
+        raise ValueError(f"steps and restarts must be whole, 1 or more: got {steps}, {restarts}")
     size = 2.5 * radius / steps
     if step_size is not None:
         size = per_sample_value("step_size", step_size, x)
@@ -164,8 +170,7 @@ def pgd(
                 todo, gradient = search.drop(todo, gradient, reached)
                 if not len(todo.rows):
                     break
-                # adv + size * direction, in one pass over the memory
-                ascent = torch.addcmul(todo.adv, todo.size, ball.steepest(gradient))
+                ascent = todo.adv + todo.size * ball.steepest(gradient)
                 todo = todo._replace(adv=ball.project(ascent, todo.x, todo.radius))
             else:
                 search.note(todo, *objective(todo.adv, todo.y), restart, steps)

@@ -16,7 +16,13 @@ __all__ = ["L2", "NORMS", "Linf", "Norm", "per_sample"]
 
 
 class Norm(Protocol):
-    """One norm's geometry on images in [0, 1]."""
+    """One norm's geometry on images in [0, 1].
+
+    Attributes:
+        limit: the largest radius that has a meaning: no change inside the box is larger.
+    """
+
+    limit: float
 
     def size(self, delta: Tensor) -> Tensor:
         """The norm of each sample's perturbation: (N, ...) -> (N,)."""
@@ -33,6 +39,8 @@ class Norm(Protocol):
 
 class Linf:
     """The largest change of any pixel."""
+
+    limit = 1.0
 
     def size(self, delta: Tensor) -> Tensor:
         """See :class:`Norm`."""
@@ -54,6 +62,8 @@ class Linf:
 
 class L2:
     """The Euclidean length of the change."""
+
+    limit = float("inf")  # sqrt(d) for d pixels
 
     def size(self, delta: Tensor) -> Tensor:
         """See :class:`Norm`."""

@@ -93,6 +93,8 @@ def grader(praise: str) -> Callable[[Callable[[Any], None]], Callable[[Any], Fee
             except _Rejected as problem:
                 return Feedback("not yet", str(problem))
             except Exception as error:  # a learner's function may raise anything
+                if isinstance(error, TypeError) and not callable(solution):
+                    return Feedback("not yet", "Pass the function itself, without brackets.")
                 return Feedback("not yet", _explain(error))
             return Feedback("passed", f"Correct. {praise}")
 

@@ -39,7 +39,7 @@ def risk_of_guessing(answer: Any) -> None:
     )
 
 
-@grader("You never took the exponential of a large number: that is the log-sum-exp trick.")
+@grader("It holds for logits of 1,000 too. Written by hand, that takes the log-sum-exp trick.")
 def cross_entropy(solution: Any) -> None:
     """Grade ``f(logits (N, K), y (N,)) -> losses (N,)``: right, per sample, and stable."""
     generator = torch.Generator().manual_seed(1)
@@ -226,6 +226,7 @@ def _mean_loss(model: nn.Module, x: Tensor, y: Tensor) -> float:
 
 def _number(answer: Any) -> float:
     """One number, of whatever kind: Python's, NumPy's, or a tensor of one element."""
+    require(not callable(answer), "Give a number, not a function.")
     single = isinstance(answer, Real) or (isinstance(answer, Tensor) and answer.numel() == 1)
     require(single, f"Give one number; this is of type {type(answer).__name__}.")
     return float(answer)
@@ -236,7 +237,11 @@ def _one_per_sample(losses: Any, n: int) -> Tensor:
     require(
         losses.shape == (n,),
         f"For {n} samples return {n} losses, shape ({n},); yours has shape {tuple(losses.shape)}. "
-        "Don't average.",
+        + (
+            "Don't average."
+            if losses.dim() == 0
+            else "One number per sample, not a column or table."
+        ),
     )
     checked: Tensor = losses.detach().float()
     return checked
