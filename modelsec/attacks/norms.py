@@ -48,8 +48,7 @@ class Linf:
 
     def project(self, adv: Tensor, x: Tensor, eps: Tensor) -> Tensor:
         """See :class:`Norm`."""
-        # in place where the tensor is our own: allocating costs more than computing
-        return (adv - x).clamp_(-eps, eps).add_(x).clamp_(0, 1)
+        return adv.clamp(x - eps, x + eps).clamp_(0, 1)
 
     def steepest(self, gradient: Tensor) -> Tensor:
         """See :class:`Norm`. The dual of linf is l1, and its maximiser is the sign (NaN: 0)."""
