@@ -1,11 +1,8 @@
 """The contract of evasion attacks, one suite for every registered attack, those of later chapters too."""
 
-import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from attack_cases import (
@@ -19,6 +16,7 @@ from attack_cases import (
     size,
     two_class_linear,
 )
+from generators import global_generators_untouched
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -223,15 +221,6 @@ def test_batchnorm_and_dropout_are_in_eval_mode(name: str, norm: str, case: Case
     model = case.module()
     adv = run(case, name, norm, model)
     assert torch.equal(adv, run(case, name, norm, model.eval()))
-
-
-@contextmanager
-def global_generators_untouched() -> Iterator[None]:
-    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
-    yield
-    assert torch.equal(before[0], torch.get_rng_state())
-    assert before[1] == random.getstate()
-    assert before[2] == np.random.get_state()[1].tolist()  # noqa: NPY002
 
 
 @every

@@ -4,8 +4,7 @@ import json
 import math
 import random
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from generators import global_generators_untouched
 from jupyterquiz import display_quiz
 from torch import Tensor
 
@@ -28,15 +28,6 @@ GRADERS = {
     for name in check.__all__
     if hasattr(getattr(check, name), "__wrapped__")
 }
-
-
-@contextmanager
-def global_generators_untouched() -> Iterator[None]:
-    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
-    yield
-    assert torch.equal(before[0], torch.get_rng_state())
-    assert before[1] == random.getstate()
-    assert before[2] == np.random.get_state()[1].tolist()  # noqa: NPY002
 
 
 # --- solutions ----------------------------------------------------------------------------------
