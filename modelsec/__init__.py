@@ -6,9 +6,10 @@ Every module is named after the chapter that teaches it, and is small enough to 
 from __future__ import annotations
 
 import random
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
+if TYPE_CHECKING:  # torch takes seconds to import: only those who use it wait for it
+    import torch
 
 __version__ = "0.1.0"
 __all__ = ["device", "seed_everything"]
@@ -16,6 +17,8 @@ __all__ = ["device", "seed_everything"]
 
 def device() -> torch.device:
     """The best device at hand: CUDA, then MPS (Apple silicon), then the CPU."""
+    import torch
+
     if torch.cuda.is_available():
         return torch.device("cuda")
     if torch.backends.mps.is_available():
@@ -37,6 +40,9 @@ def seed_everything(seed: int) -> None:
     """
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed must be from 0 to 2**32 - 1, got {seed}")
+    import numpy as np
+    import torch
+
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002  (the global one is meant)
     torch.manual_seed(seed)
