@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ with warnings.catch_warnings():  # without ipywidgets it falls back to a text ba
     warnings.simplefilter("ignore")
     from tqdm.auto import tqdm
 
-__all__ = ["Evaluation", "History", "Perturb", "evaluate", "fit", "inference"]
+__all__ = ["Evaluation", "History", "Perturb", "evaluate", "fit", "inference", "progress_bar"]
 
 Model = Callable[[Tensor], Tensor]
 Attack = Callable[[Model, Tensor, Tensor], Tensor]
@@ -110,7 +111,7 @@ def fit(
     steps = math.ceil(len(x) / batch_size)
     history, modes = History(), [(module, module.training) for module in model.modules()]
     model.train()
-    bar = tqdm(total=epochs * steps, disable=not _show(progress), desc="training", leave=False)
+    bar = progress_bar(epochs * steps, "training", progress)
     try:
         for epoch in range(epochs):
             total, right = 0.0, 0
@@ -219,8 +220,19 @@ def _check_labels(x: Tensor, y: Tensor) -> None:
         raise TypeError(f"y must hold integer class indices, got {y.dtype}: use y.long()")
 
 
-def _show(progress: bool | None) -> bool:
-    return os.environ.get("MODELSEC_PROGRESS", "1") != "0" if progress is None else progress
+def progress_bar(total: int, what: str, progress: bool | None = None) -> Any:
+    """A tqdm bar that vanishes when it is done.
+
+    Args:
+        total: how many updates there will be.
+        what: shown before the bar.
+        progress: show it; None means yes, unless MODELSEC_PROGRESS=0 is set.
+
+    Returns:
+        The bar: call its ``update`` and, in the end, ``close``.
+    """
+    shown = os.environ.get("MODELSEC_PROGRESS", "1") != "0" if progress is None else progress
+    return tqdm(total=total, disable=not shown, desc=what, leave=False)
 
 
 def _order(n: int, generator: torch.Generator | None) -> Tensor:

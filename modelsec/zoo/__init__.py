@@ -20,8 +20,9 @@ from torch import nn
 
 from modelsec import data, models
 from modelsec.training import Evaluation, evaluate, fit
+from modelsec.zoo.results import load_result
 
-__all__ = ["Recipe", "load_model", "make", "manifest", "names", "recipes"]
+__all__ = ["Recipe", "load_model", "load_result", "make", "manifest", "names", "recipes"]
 
 _HERE = files("modelsec.zoo")
 

@@ -1,0 +1,1 @@
+"""The studies behind the book's long results, one module a chapter."""
