@@ -6,13 +6,13 @@ perturbation of size eps always means eps in pixel values, for every model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ConvNet", "Net", "Normalize"]
+__all__ = ["ConvNet", "Net", "Normalize", "fresh"]
 
 
 class Normalize(nn.Module):
@@ -103,3 +103,24 @@ class ConvNet(nn.Sequential):
             nn.ReLU(),
             nn.Linear(100, classes),
         )
+
+
+def fresh(build: Callable[[], nn.Module], generator: torch.Generator | None = None) -> nn.Module:
+    """A network whose first weights are drawn from ``generator``.
+
+    torch's layers draw theirs from the global generator. It is seeded from ``generator`` while
+    the network is built, and is put back afterwards.
+
+    Args:
+        build: makes the network, such as ``ConvNet``.
+        generator: draws one seed; None leaves all to torch's global generator.
+
+    Returns:
+        The untrained network, on the CPU.
+    """
+    if generator is None:
+        return build()
+    seed = torch.randint(2**31, (), generator=generator, device=generator.device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(seed))
+        return build()
