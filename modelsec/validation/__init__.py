@@ -2,3 +2,15 @@
 
 One module a question. Scores of shift grow as an input looks stranger, for every one of them.
 """
+
+from modelsec.validation.corruption_report import CorruptionReport, corruption_report
+from modelsec.validation.corruptions import KINDS, Corruption, corrupt, corruption_table
+
+__all__ = [
+    "KINDS",
+    "Corruption",
+    "CorruptionReport",
+    "corrupt",
+    "corruption_report",
+    "corruption_table",
+]
