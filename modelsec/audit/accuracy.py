@@ -1,0 +1,35 @@
+"""Audit section: accuracy on clean images."""
+
+from __future__ import annotations
+
+import torch
+
+from modelsec.audit.parts import Section, Subject, section
+from modelsec.intervals import Proportion
+from modelsec.training import Evaluation, evaluate
+
+__all__ = ["clean", "clean_accuracy"]
+
+
+def clean_accuracy(subject: Subject) -> Evaluation:
+    """Accuracy on the subject's test images, measured once an audit."""
+    if "clean" not in subject.cache:
+        subject.cache["clean"] = evaluate(subject.model, subject.x, subject.y)
+    found: Evaluation = subject.cache["clean"]
+    return found
+
+
+@section(title="Clean accuracy", order=10)
+def clean(subject: Subject) -> Section:
+    """Accuracy on the test images, beside that of always giving the commonest class."""
+    accuracy = clean_accuracy(subject)
+    commonest = int(torch.bincount(subject.y).max())
+    guess = Proportion(commonest, len(subject.y))
+    better = accuracy.interval[0] > guess.value
+    relation = "above" if better else "not reliably above"
+    return Section(
+        f"{accuracy} of the images are read correctly, {relation} always answering the commonest "
+        f"class ({guess.value:.3f}).",
+        "ok" if better else "warning",
+        {"accuracy": accuracy, "commonest_class": guess},
+    )

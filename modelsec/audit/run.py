@@ -1,0 +1,146 @@
+"""The audit itself: check what is given, then let every section measure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import torch
+from matplotlib import pyplot as plt
+from torch import Tensor, nn
+
+from modelsec.attacks.common import Model, Objective, check_inputs, check_norm, check_radius
+from modelsec.audit.parts import RADII, Registered, Section, Subject, registry
+from modelsec.audit.parts import sections as all_sections
+from modelsec.audit.report import Report
+from modelsec.data import Data
+from modelsec.losses import cross_entropy
+from modelsec.training import inference, progress_bar
+
+__all__ = ["audit"]
+
+
+def audit(
+    model: Model,
+    data: Data | tuple[Tensor, Tensor],
+    *,
+    name: str | None = None,
+    n: int = 1000,
+    norm: str = "linf",
+    radii: Sequence[float] | None = None,
+    sections: Iterable[str] | None = None,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Report:
+    """Measure a model and write its audit card.
+
+    A section that can't be measured (a model without gradients, data without a training half) is
+    marked as skipped, with the reason; the others go on. Ctrl-C ends the audit and keeps the
+    sections that are finished.
+
+    Args:
+        model: maps images (N, C, H, W) in [0, 1] to logits (N, K); a module is audited in eval
+            mode and left as it was.
+        data: a :class:`~modelsec.data.Data`, or a pair (x, y) of test images and labels.
+        name: what the card calls the model; its class's name if None.
+        n: how many test images to use at most.
+        norm: "linf" or "l2", for the attacks.
+        radii: sizes of the attacks in pixels of [0, 1]; a usual set if None.
+        sections: which sections, by name; all if None.
+        seed: for all that is drawn.
+        progress: show a bar; None means yes, unless MODELSEC_PROGRESS=0 is set.
+
+    Returns:
+        The :class:`Report`.
+
+    Raises:
+        TypeError, ValueError: for a model, data or options of the wrong kind; the message says
+            what is wanted.
+    """
+    wanted = _wanted(sections)
+    subject = _subject(model, data, name, n, norm, radii, seed)
+    found: list[Section] = []
+    interrupted = False
+    bar = progress_bar(len(wanted), "audit", progress)
+    try:
+        with inference(model), plt.ioff():
+            for entry in wanted:
+                bar.set_postfix_str(entry.title)
+                result = _measure(entry, subject)
+                found.append(replace(result, name=entry.name, title=entry.title))
+                bar.update()
+    except KeyboardInterrupt:
+        interrupted = True
+    finally:
+        bar.close()
+    return Report(subject, tuple(found), interrupted)
+
+
+def _measure(entry: Registered, subject: Subject) -> Section:
+    try:
+        found = entry.measure(subject)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        return Section(f"Not measured: {error}", "skipped")
+    if found.figure is not None:
+        plt.close(found.figure)  # the report draws it; a notebook must not draw it once more
+    return found
+
+
+def _wanted(names: Iterable[str] | None) -> list[Registered]:
+    known = all_sections()
+    if isinstance(names, str):
+        raise TypeError(f"sections must be a list of names, got the text {names!r}")
+    chosen = set(known if names is None else names)
+    if unknown := sorted(chosen - set(known)):
+        raise ValueError(f"no section {', '.join(map(repr, unknown))}; there are {list(known)}")
+    if not chosen:
+        raise ValueError(f"sections must name at least one of {list(known)}")
+    return [registry[key] for key in known if key in chosen]
+
+
+def _subject(
+    model: Model,
+    data: Data | tuple[Tensor, Tensor],
+    name: str | None,
+    n: int,
+    norm: str,
+    radii: Sequence[float] | None,
+    seed: int,
+) -> Subject:
+    """Check everything that the sections rely on, before the first of them takes its time."""
+    if isinstance(data, tuple) and len(data) == 2:
+        x, y = data
+        data = Data("the given data", x[:0], y[:0], x, y, (), "given", "not stated")
+    if not isinstance(data, Data):
+        raise TypeError(
+            f"data must be a modelsec.data.Data or a pair (x, y), got {type(data).__name__}"
+        )
+    if not isinstance(n, int) or n < 1:
+        raise ValueError(f"n must be a whole number, 1 or more, got {n!r}")
+    ball = check_norm(norm)
+    parameter = next(iter(model.parameters()), None) if isinstance(model, nn.Module) else None
+    if parameter is not None:
+        data = data.to(parameter.device)
+    x, y = check_inputs(model, data.x_test[:n], data.y_test[:n])
+    if not len(x):
+        raise ValueError("the data hold no test images")
+    sizes = RADII[norm] if radii is None else tuple(sorted(float(r) for r in radii))
+    if not sizes or not sizes[0] > 0:
+        raise ValueError(f"radii must be positive numbers, at least one, got {radii}")
+    check_radius(sizes[-1], x, ball)
+    with inference(model), torch.no_grad():
+        objective = Objective(model, cross_entropy, targeted=False)
+        try:
+            objective(x[:8], y[:8])
+        except RuntimeError as error:  # torch's own, about shapes
+            shape = tuple(x.shape[1:])
+            raise ValueError(f"the model can't take images of shape {shape}: {error}") from error
+    return Subject(model, data, name or _name(model), n, norm, sizes, seed)
+
+
+def _name(model: Model) -> str:
+    return (
+        type(model).__name__
+        if isinstance(model, nn.Module)
+        else getattr(model, "__name__", "model")
+    )
