@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any, Literal
 
-__all__ = ["Proportion", "wilson"]
+import numpy as np
+
+__all__ = ["Proportion", "bootstrap", "wilson"]
 
 
 def wilson(hits: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -39,6 +44,78 @@ def wilson(hits: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     scale = 1 + z * z / n
     # the ends are exact at p = 0 and p = 1; rounding must not move them past the point itself
     return min(p, max(0.0, (centre - half) / scale)), max(p, min(1.0, (centre + half) / scale))
+
+
+def bootstrap(
+    *samples: Any,
+    statistic: Callable[..., float],
+    paired: bool = False,
+    method: Literal["percentile", "BCa"] = "percentile",
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """A bootstrap interval, for any number that is computed from samples.
+
+    The data are drawn again, with replacement and as many as there were, and the statistic is
+    computed again, ``resamples`` times. "percentile" takes the middle 95% of the results. "BCa"
+    moves the two ends to correct for bias and skewness; it computes the statistic once more
+    without each of the values. SciPy does the work.
+
+    Args:
+        *samples: one or more arrays (n,), or tensors on the CPU.
+        statistic: takes arrays like ``samples`` and returns one number.
+        paired: draw the same rows of all samples, such as a confidence and its outcome; otherwise
+            each sample is drawn by itself.
+        method: "percentile" or "BCa".
+        confidence: the coverage aimed at, between 0 and 1.
+        resamples: how often to draw, at least 1.
+        seed: for the draws.
+
+    Returns:
+        The interval's ends ``(low, high)``.
+
+    Raises:
+        ValueError: for no sample, one that is not (n,) with n >= 2, paired ones that differ in
+            length, an unknown method, resamples or a confidence out of range; or if the statistic
+            varies too little between resamples to give an interval.
+
+    References:
+        Efron (1987), Better bootstrap confidence intervals.
+    """
+    arrays = [np.asarray(sample) for sample in samples]
+    shapes = [array.shape for array in arrays]
+    if not all(len(shape) == 1 and shape[0] >= 2 for shape in shapes) or not shapes:
+        raise ValueError(f"bootstrap needs samples (n,) with n >= 2, got shapes {shapes}")
+    if paired and len(set(shapes)) > 1:
+        raise ValueError(f"paired samples must have one length, got shapes {shapes}")
+    if method not in ("percentile", "BCa"):
+        raise ValueError(f'method must be "percentile" or "BCa", got {method!r}')
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
+    if resamples < 1:
+        raise ValueError(f"resamples must be 1 or more, got {resamples}")
+    from scipy.stats import bootstrap as by_scipy  # slow to import, so only where it is used
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that BCa is not defined: said below
+        found = by_scipy(
+            arrays,
+            statistic,
+            vectorized=False,
+            paired=paired,
+            method=method,
+            confidence_level=confidence,
+            n_resamples=resamples,
+            random_state=np.random.default_rng(seed),
+        )
+    low, high = (float(end) for end in found.confidence_interval)
+    if not low <= high:
+        raise ValueError(
+            f"{method} gives no interval, since the statistic hardly varies between resamples: "
+            'use method="percentile", or wilson for a share'
+        )
+    return low, high
 
 
 @dataclass(frozen=True)
