@@ -23,14 +23,17 @@ SampleLoss = Callable[[Tensor, Tensor], Tensor]
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """``-log softmax(logits)[y]``, per sample.
 
+    A soft target q, such as mixup makes, costs ``-sum_k q_k log softmax(logits)[k]``.
+
     Args:
         logits: (N, K) float.
-        y: (N,) integer labels in 0..K-1.
+        y: (N,) integer labels in 0..K-1, or (N, K) probabilities.
 
     Returns:
         (N,) losses, at least 0.
     """
-    return F.cross_entropy(logits, y.long(), reduction="none")
+    soft = y.dim() == 2 and y.is_floating_point()
+    return F.cross_entropy(logits, y if soft else y.long(), reduction="none")
 
 
 def risk(

@@ -25,8 +25,10 @@ __all__ = ["Evaluation", "History", "Perturb", "evaluate", "fit", "inference", "
 Model = Callable[[Tensor], Tensor]
 Attack = Callable[[Model, Tensor, Tensor], Tensor]
 """(model, x, y) -> perturbed x of the same shape."""
-Perturb = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
-"""(model, x, y, progress) -> perturbed x; progress runs from 0 to 1 over the training."""
+Perturb = Callable[[nn.Module, Tensor, Tensor, float], Tensor | tuple[Tensor, Tensor]]
+"""(model, x, y, progress) -> perturbed x, or (perturbed x, soft targets (N, K)).
+
+progress runs from 0 to 1 over the training."""
 
 
 @dataclass
@@ -35,7 +37,8 @@ class History:
 
     Attributes:
         loss: mean training loss.
-        accuracy: training accuracy, on the inputs as trained on (perturbed, if they were).
+        accuracy: training accuracy, on the inputs as trained on (perturbed, if they were); a soft
+            target counts as its largest class.
         validation: accuracy on the validation data, if there were any.
         interrupted: True if training was stopped before its last epoch.
     """
@@ -86,10 +89,12 @@ def fit(
         epochs: passes over the data.
         batch_size: samples per step.
         lr: learning rate, or a function from progress in [0, 1) to the learning rate.
-        loss: the per-sample loss.
+        loss: the per-sample loss. If ``perturb`` returns soft targets it is given those, (N, K);
+            of the losses in :mod:`modelsec.losses` cross-entropy alone takes them.
         optimizer: over the model's parameters; Adam if None.
         perturb: called with (model, x, y, progress) on every batch; what it returns is trained
-            on. Adversarial training hands its attack in here.
+            on. Adversarial training hands its attack in here, augmentation its transform. It
+            returns inputs, or (inputs, soft targets): for each input a probability per class.
         validation: (x, y), evaluated after every epoch.
         generator: draws the order of the samples; torch's global one if None.
         progress: show a bar; None means yes, unless MODELSEC_PROGRESS=0 is set.
@@ -98,7 +103,8 @@ def fit(
         The :class:`History`.
 
     Raises:
-        ValueError: for no data, y of another shape than (N,), or epochs or batch_size below 1.
+        ValueError: for no data, y of another shape than (N,), epochs or batch_size below 1, or
+            targets from ``perturb`` that are not (N, K).
         TypeError: for labels that are no integers.
         FloatingPointError: if the loss becomes NaN or infinite (nothing learned after that
             would mean anything).
@@ -122,10 +128,14 @@ def fit(
                         group["lr"] = lr(now)
                 batch = batch.to(x.device)
                 inputs, labels = x[batch], y[batch]
+                targets = labels
                 if perturb is not None:
-                    inputs = perturb(model, inputs, labels, now)
+                    made = perturb(model, inputs, labels, now)
+                    inputs, targets = made if isinstance(made, tuple) else (made, labels)
                 logits = model(inputs)
-                value = loss(logits, labels).mean()
+                if targets is not labels:
+                    labels = _largest(targets, logits)
+                value = loss(logits, targets).mean()
                 if not math.isfinite(value.item()):
                     raise FloatingPointError(f"the loss became {value.item()} in epoch {epoch + 1}")
                 optimizer.zero_grad()
@@ -218,6 +228,16 @@ def _check_labels(x: Tensor, y: Tensor) -> None:
         )
     if y.is_floating_point() or y.dtype == torch.bool:
         raise TypeError(f"y must hold integer class indices, got {y.dtype}: use y.long()")
+
+
+def _largest(targets: Tensor, logits: Tensor) -> Tensor:
+    """The class of each soft target; ValueError unless there is one probability per logit."""
+    if targets.shape != logits.shape or not targets.is_floating_point():
+        raise ValueError(
+            f"perturb must return floating-point targets of shape {tuple(logits.shape)}, a "
+            f"probability per class, got {targets.dtype} of shape {tuple(targets.shape)}"
+        )
+    return targets.argmax(1)
 
 
 def progress_bar(total: int, what: str, progress: bool | None = None) -> Any:

@@ -55,6 +55,15 @@ def test_cross_entropy_is_minus_the_log_probability() -> None:
     assert torch.allclose(cross_entropy(logits, y), expected, rtol=1e-6)
 
 
+def test_cross_entropy_of_a_soft_target_is_the_mean_over_its_classes() -> None:
+    logits, y = sample()
+    other = (y + 1) % logits.shape[1]
+    soft = torch.zeros_like(logits)
+    soft[range(20), y], soft[range(20), other] = 0.7, 0.3
+    expected = 0.7 * cross_entropy(logits, y) + 0.3 * cross_entropy(logits, other)
+    assert torch.allclose(cross_entropy(logits, soft), expected)
+
+
 def test_log_odds_is_the_log_of_the_odds_against_the_true_class() -> None:
     logits, y = sample()
     p = (-cross_entropy(logits, y)).exp()

@@ -112,6 +112,46 @@ def test_perturb_is_told_the_progress_and_its_result_is_trained_on() -> None:
     assert all((batch == 0.125).all() for batch in inputs)
 
 
+def test_soft_targets_from_perturb_are_trained_on() -> None:
+    x, y = data()
+    model, seen = without_dropout(), []
+
+    def turned_round(model: nn.Module, images: Tensor, labels: Tensor, progress: float) -> Any:
+        return images, nn.functional.one_hot(1 - labels, 2).float()
+
+    def spy(logits: Tensor, targets: Tensor) -> Tensor:
+        seen.append(targets)
+        return cross_entropy(logits, targets)
+
+    history = quiet(
+        model, x, y, perturb=turned_round, loss=spy, epochs=15, lr=0.02, generator=seeded()
+    )
+    assert evaluate(model, x, y).value < 0.03  # it learned what it was told, not y
+    assert history.accuracy[-1] > 0.97  # counted against what it was told
+    assert all(targets.shape == (20, 2) for targets in seen)
+
+
+def test_hard_targets_as_soft_ones_change_nothing() -> None:
+    x, y = data()
+    runs = []
+    for perturb in (None, lambda m, x, y, _: (x, nn.functional.one_hot(y, 2).float())):
+        model = without_dropout()
+        history = quiet(model, x, y, perturb=perturb, generator=seeded())
+        runs.append((history.loss, history.accuracy, weights(model)))
+    assert runs[0][0] == pytest.approx(runs[1][0])
+    assert runs[0][1] == runs[1][1]
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(runs[0][2], runs[1][2], strict=True))
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [torch.ones(20), torch.ones(20, 3), torch.ones(10, 2), torch.ones(20, 2, dtype=torch.long)],
+)
+def test_targets_that_are_no_probability_per_class_are_refused(targets: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"perturb must return .* shape \(20, 2\)"):
+        quiet(network(), *data(), perturb=lambda m, x, y, _: (x, targets))
+
+
 def test_adversarial_training_makes_the_model_harder_to_attack() -> None:
     x, y = data(400)
     attack = partial(pgd, eps=0.15, steps=5, generator=seeded())
