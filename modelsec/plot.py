@@ -9,11 +9,20 @@ import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch
 from torch import Tensor
 
 from modelsec.intervals import Proportion
 
-__all__ = ["COLORS", "attack_row", "security_curve", "show_image", "use_style"]
+__all__ = [
+    "COLORS",
+    "attack_row",
+    "diagram",
+    "security_curve",
+    "show_image",
+    "timeline",
+    "use_style",
+]
 
 # Okabe & Ito's palette (https://jfly.uni-koeln.de/color/), made for all kinds of colour vision
 COLORS = {
@@ -149,4 +158,87 @@ def security_curve(
         axes.axhline(chance, color="0.4", linestyle="--", linewidth=1, label="guessing")
     axes.set(xlabel=xlabel, ylabel="accuracy (shaded: 95% interval)", ylim=(-0.02, 1.02))
     axes.legend()
+    return figure
+
+
+def diagram(
+    boxes: Mapping[str, tuple[float, float]],
+    arrows: Sequence[tuple[str, str, str]],
+    *,
+    colors: Mapping[str, str] | None = None,
+    size: tuple[float, float] = (5.5, 5.5),
+) -> Figure:
+    """Boxes with text in them, joined by arrows that say how they relate.
+
+    Args:
+        boxes: text -> (x, y) of its centre, from (0, 0) at the bottom left to (1, 1).
+        arrows: (text of one box, text of another, what the arrow says).
+        colors: text -> colour of a box's frame and of the arrows that leave it; grey if absent.
+        size: width and height in inches. Text keeps its size, so a narrow figure reads on a phone.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: if an arrow joins a box that isn't there.
+    """
+    ends = {end for source, target, _ in arrows for end in (source, target)}
+    if not ends <= set(boxes):
+        raise ValueError(f"arrows join {sorted(ends - set(boxes))}, which are no boxes")
+    frames = dict.fromkeys(boxes, "0.4") | dict(colors or {})
+    figure, axes = plt.subplots(figsize=size)
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    axes.axis("off")
+    drawn = {}
+    for name, (x, y) in boxes.items():
+        frame = {"boxstyle": "round,pad=0.45", "facecolor": "white", "edgecolor": frames[name]}
+        text = axes.text(x, y, name, ha="center", va="center", bbox=frame | {"linewidth": 2})
+        drawn[name] = text.get_bbox_patch()
+    for source, target, label in arrows:
+        (x0, y0), (x1, y1) = boxes[source], boxes[target]
+        shape = {"patchA": drawn[source], "patchB": drawn[target], "shrinkA": 0, "shrinkB": 2}
+        look = {"arrowstyle": "-|>", "mutation_scale": 14, "color": frames[source]}
+        axes.add_patch(FancyArrowPatch((x0, y0), (x1, y1), **shape, **look, linewidth=1.5))
+        paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        middle = ((x0 + x1) / 2, (y0 + y1) / 2)
+        axes.text(*middle, label, ha="center", va="center", size=10, style="italic", bbox=paper)
+    return figure
+
+
+def timeline(
+    events: Sequence[tuple[float, str, str]], *, size: tuple[float, float] = (5.5, 7.5)
+) -> Figure:
+    """Events below one another, each joined to its place on a line of years.
+
+    Args:
+        events: (year, such as 2016.25 for April 2016; kind; what happened), the earliest first.
+            Each kind has a colour and a marker of its own.
+        size: width and height in inches.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: if there are no events, or they are not in order.
+    """
+    years = [year for year, _, _ in events]
+    if not years or years != sorted(years):
+        raise ValueError("timeline needs at least one event, the earliest first")
+    figure, axes = plt.subplots(figsize=size)
+    rows = np.linspace(years[0], years[-1], len(years)) if len(years) > 1 else np.array(years)
+    kinds = list(dict.fromkeys(kind for _, kind, _ in events))
+    looks = dict(zip(kinds, zip(COLORS.values(), _MARKERS, strict=False), strict=False))
+    for row, (year, kind, text) in zip(rows, events, strict=True):
+        color, marker = looks[kind]
+        axes.plot([0, 0.06, 0.1], [year, row, row], color=color, linewidth=1)
+        axes.plot(0, year, marker, color=color, markersize=7, clip_on=False)
+        axes.text(0.11, row, text, va="center")
+    for kind, (color, marker) in looks.items():
+        axes.plot([], [], marker, color=color, label=kind)
+    axes.set(xlim=(0, 1), ylim=(years[-1] + 0.5, years[0] - 0.5), ylabel="year")
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.set_xticks([])
+    axes.grid(False)
+    axes.spines["bottom"].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=len(looks))
     return figure

@@ -6,7 +6,7 @@ tables of the book are made from the code itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar, get_args
 
@@ -93,15 +93,24 @@ def card(function: Callable[..., Any]) -> ThreatModel:
     return found.threat
 
 
-def table() -> Table:
-    """All registered attacks and repairs, one row each, as a list that a notebook draws."""
+def table(cards: Mapping[str, ThreatModel] | None = None) -> Table:
+    """Threat cards as a table, one row each: those given, or all registered attacks and repairs.
+
+    Args:
+        cards: a name -> its card; everything in :data:`registry`, by name, if None.
+
+    Returns:
+        The rows, as a list that a notebook draws.
+    """
     import modelsec.attacks  # noqa: F401  (importing it fills the registry)
 
+    if cards is None:
+        cards = {name: entry.threat for name, entry in sorted(registry.items())}
     rows = Table()
-    for name, entry in sorted(registry.items()):
+    for name, model in cards.items():
         row = {"name": name}
         for field in fields(ThreatModel):
-            value = getattr(entry.threat, field.name)
+            value = getattr(model, field.name)
             row[field.name] = ", ".join(value) if isinstance(value, tuple) else value
         rows.append(row)
     return rows

@@ -98,3 +98,42 @@ def test_colours_differ_in_lightness() -> None:
     grey = sorted(sum(to_rgb(colour)) for colour in plot.COLORS.values())
     assert len(set(plot.COLORS.values())) == 7
     assert min(b - a for a, b in zip(grey, grey[1:], strict=False)) > 0.01
+
+
+def test_a_diagram_joins_its_boxes_and_says_how_they_relate() -> None:
+    boxes = {"attack": (0.2, 0.2), "model": (0.8, 0.8), "owner": (0.2, 0.8)}
+    arrows = [("attack", "model", "breaks"), ("owner", "model", "keeps")]
+    (axes,) = plot.diagram(boxes, arrows, colors={"attack": plot.COLORS["red"]}).axes
+    assert {text.get_text() for text in axes.texts} == {*boxes, "breaks", "keeps"}
+    first, second = axes.patches
+    assert to_rgb(first.get_edgecolor()[:3]) == to_rgb(plot.COLORS["red"])
+    assert to_rgb(second.get_edgecolor()[:3]) == to_rgb("0.4")
+    with pytest.raises(ValueError, match="'modle'"):
+        plot.diagram(boxes, [("attack", "modle", "breaks")])
+
+
+EVENTS = [(2004.6, "attack", "spam"), (2017.5, "defence", "training"), (2025.2, "attack", "text")]
+
+
+def test_a_timeline_puts_each_event_at_its_year_and_on_a_row_of_its_own() -> None:
+    figure = plot.timeline(EVENTS)
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.texts] == ["spam", "training", "text"]
+    rows = [text.get_position()[1] for text in axes.texts]
+    assert rows == sorted(set(rows))
+    marks = [line for line in axes.lines if line.get_marker() != "None" and len(line.get_xdata())]
+    assert [line.get_ydata()[0] for line in marks] == [year for year, _, _ in EVENTS]
+    looks = [(line.get_color(), line.get_marker()) for line in marks]
+    assert looks[0] == looks[2]
+    assert looks[0][0] != looks[1][0]
+    assert looks[0][1] != looks[1][1]
+    below, above = axes.get_ylim()
+    assert below > above  # time runs downwards
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["attack", "defence"]
+
+
+@pytest.mark.parametrize("events", [[], EVENTS[::-1]])
+def test_a_timeline_wants_events_in_order(events: list[tuple[float, str, str]]) -> None:
+    with pytest.raises(ValueError, match="the earliest first"):
+        plot.timeline(events)

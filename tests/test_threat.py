@@ -69,3 +69,16 @@ def test_the_table_has_a_row_for_each() -> None:
     assert row["norms"] == "linf, l2"
     assert "| pgd | evasion | white-box | linf, l2 |" in repr(rows)
     assert 'href="https://arxiv.org/abs/1706.06083"' in rows._repr_html_()
+
+
+def test_the_table_shows_the_cards_it_is_given_in_their_order() -> None:
+    cards = {
+        "second": ThreatModel("poisoning", "data", stage="training", cost="many messages"),
+        "first": ThreatModel("evasion", "scores", norms=("linf", "l1")),
+    }
+    rows = table(cards)
+    assert [row["name"] for row in rows] == ["second", "first"]
+    assert [row["stage"] for row in rows] == ["training", "deployment"]
+    assert rows[0]["cost"] == "many messages"
+    assert [row["norms"] for row in rows] == ["", "linf, l1"]
+    assert table({}) == []
