@@ -81,7 +81,7 @@ FAULTY = {
         "the gradient by the input is finite and not zero",
     ),
     "loud": (lambda model, x: 100 * model(x), "it matters little which loss is climbed"),
-    "reversed": (reversed_gradient, "the attack beats noise of the same size"),
+    "reversed": (reversed_gradient, "the attack clearly beats noise of the same size"),
     "leaky": (
         lambda model, x: model(x.detach()) + 1e-6 * model(1 - x),
         "an attack without a limit fools nearly every image",

@@ -26,10 +26,9 @@ def clean(subject: Subject) -> Section:
     commonest = int(torch.bincount(subject.y).max())
     guess = Proportion(commonest, len(subject.y))
     better = accuracy.interval[0] > guess.value
-    relation = "above" if better else "not reliably above"
     return Section(
-        f"{accuracy} of the images are read correctly, {relation} always answering the commonest "
-        f"class ({guess.value:.3f}).",
+        f"Accuracy {accuracy}. Always answering the commonest class would give {guess.value:.3f}"
+        + ("." if better else ", which is not clearly less."),
         "ok" if better else "warning",
         {"accuracy": accuracy, "commonest_class": guess},
     )

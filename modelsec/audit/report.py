@@ -202,7 +202,7 @@ def _html(found: Section, unfolded: bool) -> str:
         f"{found.verdict}</span>"
     )
     details = ""
-    if found.measures:
+    if found.measures and not found.table:  # a table tells the same numbers better
         rows = Table({"measure": k, "value": _number(v)} for k, v in found.measures.items())
         details += rows._repr_html_()
     if found.table:

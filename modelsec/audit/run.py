@@ -15,6 +15,7 @@ from modelsec.audit.parts import sections as all_sections
 from modelsec.audit.report import Report
 from modelsec.data import Data
 from modelsec.losses import cross_entropy
+from modelsec.plot import use_style
 from modelsec.training import inference, progress_bar
 
 __all__ = ["audit"]
@@ -51,7 +52,7 @@ def audit(
         progress: show a bar; None means yes, unless MODELSEC_PROGRESS=0 is set.
 
     Returns:
-        The :class:`Report`.
+        The :class:`~modelsec.audit.report.Report`.
 
     Raises:
         TypeError, ValueError: for a model, data or options of the wrong kind; the message says
@@ -63,7 +64,8 @@ def audit(
     interrupted = False
     bar = progress_bar(len(wanted), "audit", progress)
     try:
-        with inference(model), plt.ioff():
+        with inference(model), plt.rc_context(), plt.ioff():
+            use_style()
             for entry in wanted:
                 bar.set_postfix_str(entry.title)
                 result = _measure(entry, subject)
