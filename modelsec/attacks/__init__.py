@@ -1,5 +1,6 @@
-"""Attacks: plain functions from (model, x, y) to perturbed inputs, one module per chapter."""
+"""Attacks: plain functions, one module per chapter. Most take (model, x, y) and return changed inputs."""
 
 from modelsec.attacks.gradient import fgsm, pgd
+from modelsec.attacks.poisoning import badnets
 
-__all__ = ["fgsm", "pgd"]
+__all__ = ["badnets", "fgsm", "pgd"]
