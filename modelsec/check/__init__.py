@@ -4,6 +4,7 @@
 a sentence. Any correct solution passes, however it is written.
 """
 
+from modelsec.check.augmentation import mixup_each, mixup_floor, shift_each, worst_of
 from modelsec.check.grading import Feedback, grader, require
 from modelsec.check.loss import cross_entropy, fgsm, risk_of_guessing, saturation, worst_case
 from modelsec.check.multiple_choice import quiz
@@ -13,9 +14,13 @@ __all__ = [
     "cross_entropy",
     "fgsm",
     "grader",
+    "mixup_each",
+    "mixup_floor",
     "quiz",
     "require",
     "risk_of_guessing",
     "saturation",
+    "shift_each",
     "worst_case",
+    "worst_of",
 ]
