@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from generators import global_generators_untouched
+from graders import GRADERS, STUBS, all_answers, each, is_todo, is_told, passes
 from jupyterquiz import display_quiz
 from torch import Tensor
 
@@ -23,11 +24,6 @@ from modelsec.check.multiple_choice import questions, quiz
 
 ROOT = Path(__file__).resolve().parent.parent
 QUIZZES = sorted((ROOT / "modelsec" / "check" / "quizzes").glob("*.json"))
-GRADERS = {
-    name: getattr(check, name)
-    for name in check.__all__
-    if hasattr(getattr(check, name), "__wrapped__")
-}
 
 
 # --- solutions ----------------------------------------------------------------------------------
@@ -216,55 +212,29 @@ WRONG: dict[str, list[tuple[Any, str]]] = {
 }  # fmt: skip
 
 
-def table(answers: dict[str, list[Any]]) -> list[Any]:
-    return [
-        pytest.param(name, answer, id=f"{name}-{i}")
-        for name, several in answers.items()
-        for i, answer in enumerate(several)
-    ]
-
-
 def test_every_grader_is_tested() -> None:
-    assert set(GRADERS) == set(RIGHT) == set(WRONG)
-    assert all(len(several) >= 3 for answers in (RIGHT, WRONG) for several in answers.values())
+    right, wrong = all_answers()
+    assert set(GRADERS) == set(right) == set(wrong)
+    assert all(len(several) >= 3 for answers in (right, wrong) for several in answers.values())
 
 
-@pytest.mark.parametrize(("name", "answer"), table(RIGHT))
+@each(RIGHT)
 def test_right_answers_pass(name: str, answer: Any) -> None:
-    with global_generators_untouched():
-        feedback = GRADERS[name](answer)
-    assert feedback.passed, feedback
-    assert feedback.message.startswith("Correct. ")
+    passes(name, answer)
 
 
-@pytest.mark.parametrize(("name", "answer"), table(WRONG))
+@each(WRONG)
 def test_wrong_answers_get_the_sentence_that_helps(name: str, answer: Any) -> None:
-    solution, words = answer
-    with global_generators_untouched():
-        feedback = GRADERS[name](solution)
-    assert feedback.status == "not yet", feedback
-    assert words in feedback.message
+    is_told(name, answer)
 
 
-def returns_dots(*_: Any) -> Any:
-    return ...
-
-
-def not_implemented(*_: Any) -> Any:
-    raise NotImplementedError
-
-
-@pytest.mark.parametrize("name", GRADERS)
-@pytest.mark.parametrize("stub", [..., None, returns_dots, not_implemented])
+@pytest.mark.parametrize("name", RIGHT)
+@pytest.mark.parametrize("stub", STUBS)
 def test_the_stub_is_not_done_yet(name: str, stub: Any) -> None:
-    if name == "risk_of_guessing" and callable(stub):
-        stub = ...  # its answer is a number
-    feedback = GRADERS[name](stub)
-    assert feedback.status == "todo"
-    assert feedback.message.startswith("Not done yet")
+    is_todo(name, ... if name == "risk_of_guessing" and callable(stub) else stub)
 
 
-@pytest.mark.parametrize("name", sorted(set(GRADERS) - {"risk_of_guessing"}))
+@pytest.mark.parametrize("name", sorted(set(RIGHT) - {"risk_of_guessing"}))
 def test_what_the_reader_s_code_raises_becomes_feedback(name: str) -> None:
     def broken(*_: Any) -> Any:
         torch.rand(3)
