@@ -5,6 +5,7 @@ a sentence. Any correct solution passes, however it is written.
 """
 
 from modelsec.check.augmentation import mixup_each, mixup_floor, shift_each, worst_of
+from modelsec.check.background import keeps_to, smallest_eps, threat_card, violations
 from modelsec.check.grading import Feedback, grader, require
 from modelsec.check.loss import cross_entropy, fgsm, risk_of_guessing, saturation, worst_case
 from modelsec.check.multiple_choice import quiz
@@ -14,6 +15,7 @@ __all__ = [
     "cross_entropy",
     "fgsm",
     "grader",
+    "keeps_to",
     "mixup_each",
     "mixup_floor",
     "quiz",
@@ -21,6 +23,9 @@ __all__ = [
     "risk_of_guessing",
     "saturation",
     "shift_each",
+    "smallest_eps",
+    "threat_card",
+    "violations",
     "worst_case",
     "worst_of",
 ]
