@@ -6,6 +6,7 @@ a sentence. Any correct solution passes, however it is written.
 
 from modelsec.check.augmentation import mixup_each, mixup_floor, shift_each, worst_of
 from modelsec.check.background import keeps_to, smallest_eps, threat_card, violations
+from modelsec.check.cleaning_poison import planted_share, quiet_poison, spectral_score
 from modelsec.check.grading import Feedback, grader, require
 from modelsec.check.loss import cross_entropy, fgsm, risk_of_guessing, saturation, worst_case
 from modelsec.check.multiple_choice import quiz
@@ -18,12 +19,15 @@ __all__ = [
     "keeps_to",
     "mixup_each",
     "mixup_floor",
+    "planted_share",
+    "quiet_poison",
     "quiz",
     "require",
     "risk_of_guessing",
     "saturation",
     "shift_each",
     "smallest_eps",
+    "spectral_score",
     "threat_card",
     "violations",
     "worst_case",
