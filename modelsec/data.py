@@ -18,11 +18,22 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from modelsec.fetch import fetch_files, sets
 
-__all__ = ["Data", "data_dir", "fashion", "mnist", "named"]
+__all__ = [
+    "Data",
+    "Images",
+    "data_dir",
+    "drawn_letters",
+    "fashion",
+    "mnist",
+    "named",
+    "photo_crops",
+    "sklearn_digits",
+]
 
 _PACKAGED_SHA256 = "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d"
 _HELD_OUT_EVERY = 5  # of the packaged images every fifth of a class is held out
@@ -63,6 +74,30 @@ class Data:
             f"Data({self.name}: {len(self.y_train)} training and {len(self.y_test)} test images "
             f"of {shape}, {len(self.classes)} classes)"
         )
+
+
+@dataclass(frozen=True, repr=False)
+class Images:
+    """Images that are not the data a model was trained on: to see what it makes of them.
+
+    Attributes:
+        name: such as "photo crops".
+        x: (N, C, H, W) float32 in [0, 1].
+        y: (N,) int64 class indices; None if the images belong to no class.
+        classes: the name of each class; empty if there is none.
+        source: where they come from.
+        licence: on what terms.
+    """
+
+    name: str
+    x: Tensor
+    y: Tensor | None
+    classes: tuple[str, ...]
+    source: str
+    licence: str
+
+    def __repr__(self) -> str:
+        return f"Images({self.name}: {len(self.x)} of {'x'.join(map(str, self.x.shape[1:]))})"
 
 
 def data_dir() -> Path:
@@ -152,6 +187,107 @@ def fashion(*, root: str | Path | None = None, download: bool = False) -> Data:
         "MIT (Zalando SE)",
         root,
         download,
+    )
+
+
+def photo_crops(size: int = 28, channels: Literal[1, 3] = 1) -> Images:
+    """Square crops of the two photographs inside scikit-learn, side by side, without overlap.
+
+    Args:
+        size: height and width of a crop, 1 to 427 pixels.
+        channels: 1 for grey (the mean of the colours), 3 for colour.
+
+    Returns:
+        The :class:`Images`; 660 of them at the default size.
+
+    Raises:
+        ValueError: for a size or channels out of range.
+    """
+    from sklearn.datasets import load_sample_images  # slow to import
+
+    photos = load_sample_images().images
+    side = min(min(photo.shape[:2]) for photo in photos)
+    if not 1 <= size <= side or channels not in (1, 3):
+        raise ValueError(
+            f"size must be 1 to {side} and channels 1 or 3, got size={size}, channels={channels}"
+        )
+    crops = []
+    for photo in photos:
+        pixels = torch.tensor(photo).permute(2, 0, 1).float() / 255
+        if channels == 1:
+            pixels = pixels.mean(0, keepdim=True)
+        tiles = pixels.unfold(1, size, size).unfold(2, size, size)  # (C, rows, columns, size, size)
+        crops.append(tiles.permute(1, 2, 0, 3, 4).reshape(-1, channels, size, size))
+    return Images(
+        "photo crops",
+        torch.cat(crops),
+        None,
+        (),
+        "china.jpg by danielbuechele and flower.jpg by vultilion, packaged with scikit-learn",
+        "CC BY 2.0 (https://creativecommons.org/licenses/by/2.0/)",
+    )
+
+
+def sklearn_digits() -> Images:
+    """1,797 handwritten digits from another source than MNIST, brought to MNIST's shape.
+
+    They were counted into 8x8 cells when they were made. Here they are enlarged to 20x20 (bilinear)
+    and put in the middle of 28x28, as MNIST's are.
+
+    Returns:
+        The :class:`Images`, with labels.
+    """
+    from sklearn.datasets import load_digits  # slow to import
+
+    bunch = load_digits()
+    small = torch.tensor(bunch.images).float()[:, None] / 16
+    large = F.interpolate(small, size=20, mode="bilinear", align_corners=False)
+    return Images(
+        "scikit-learn's digits",
+        F.pad(large, (4, 4, 4, 4)),
+        torch.tensor(bunch.target).long(),
+        tuple("0123456789"),
+        "Optical recognition of handwritten digits (Alpaydin & Kaynak, UCI), the test set, "
+        "packaged with scikit-learn",
+        "as packaged with scikit-learn (BSD 3-Clause), which names no other terms",
+    )
+
+
+_LETTERS = "ACEFHJKLMNPRTUVWXY"  # no B, D, G, I, O, Q, S, Z: they can be read as digits
+_FACES = ("Sans", "Sans-Bold", "Sans-Oblique", "SansMono", "SansMono-Bold", "Serif", "Serif-Bold")
+
+
+def drawn_letters() -> Images:
+    """Letters that no digit resembles, drawn in seven faces of DejaVu: not handwritten.
+
+    Each is white on black, its longer side 20 pixels long, in the middle of 28x28, as MNIST's
+    digits are. B, D, G, I, O, Q, S and Z are left out, since they can be read as digits.
+
+    Returns:
+        The :class:`Images`, 126 of them: 18 letters, each in 7 faces, faces in turn.
+    """
+    import matplotlib
+    from PIL import Image, ImageDraw, ImageFont
+
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    images = []
+    for letter in _LETTERS:
+        for face in _FACES:
+            canvas = Image.new("L", (160, 160))
+            font = ImageFont.truetype(str(folder / f"DejaVu{face}.ttf"), 100)
+            ImageDraw.Draw(canvas).text((80, 80), letter, font=font, fill=255, anchor="mm")
+            ink = torch.tensor(np.array(canvas.crop(canvas.getbbox()))).float()[None, None] / 255
+            high, wide = (max(1, round(20 * n / max(ink.shape[2:]))) for n in ink.shape[2:])
+            left, top = (28 - wide) // 2, (28 - high) // 2
+            margins = (left, 28 - wide - left, top, 28 - high - top)
+            images.append(F.pad(F.interpolate(ink, size=(high, wide), mode="area"), margins))
+    return Images(
+        "drawn letters",
+        torch.cat(images),
+        torch.arange(len(_LETTERS)).repeat_interleave(len(_FACES)),
+        tuple(_LETTERS),
+        "drawn by this package with the DejaVu fonts that ship with matplotlib",
+        "public domain (the drawings; the fonts keep their own terms)",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,12 +13,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 from torch import Tensor
 
-from modelsec.intervals import Proportion
+from modelsec.intervals import Proportion, wilson
 
 __all__ = [
     "COLORS",
     "attack_row",
+    "confusion_matrix",
     "diagram",
+    "reliability_diagram",
     "security_curve",
     "show_image",
     "timeline",
@@ -159,6 +162,57 @@ def security_curve(
     axes.set(xlabel=xlabel, ylabel="accuracy (shaded: 95% interval)", ylim=(-0.02, 1.02))
     axes.legend()
     return figure
+
+
+def confusion_matrix(counts: Tensor, classes: Sequence[str]) -> Figure:
+    """How often each class is taken for each other; what is right is left pale.
+
+    Args:
+        counts: (K, K); a row is a true class, a column a predicted one.
+        classes: K class names.
+
+    Returns:
+        The figure. Colour shows mistakes only, so that they aren't drowned by what is right.
+    """
+    table = counts.cpu().numpy()
+    wrong = table.astype(float)
+    np.fill_diagonal(wrong, 0)
+    figure, axes = plt.subplots(figsize=(5.6, 5))
+    axes.imshow(wrong, cmap="Oranges", vmin=0, vmax=max(wrong.max() * 1.3, 1))
+    for i, j in zip(*table.nonzero(), strict=True):
+        weight = "normal" if i == j else "bold"
+        axes.text(j, i, f"{table[i, j]}", ha="center", va="center", fontsize=9, weight=weight)
+    axes.set_xticks(range(len(classes)), classes)
+    axes.set_yticks(range(len(classes)), classes)
+    axes.set(xlabel="predicted class", ylabel="true class")
+    axes.grid(False)
+    return figure
+
+
+def reliability_diagram(axes: Axes, bins: Any, title: str = "") -> None:
+    """Accuracy against confidence, bin by bin, with 95% intervals and the line that is wanted.
+
+    Args:
+        axes: where to draw.
+        bins: a :class:`modelsec.validation.Reliability`.
+        title: above the diagram.
+    """
+    there = bins.count > 0
+    confidence, accuracy, count = (
+        values[there].cpu().numpy() for values in (bins.confidence, bins.accuracy, bins.count)
+    )
+    ends = [wilson(round(a * n), int(n)) for a, n in zip(accuracy, count, strict=True)]
+    low, high = np.array(ends).T
+    axes.plot([0, 1], [0, 1], "--", color="0.4", linewidth=1, label="calibrated")
+    axes.errorbar(
+        confidence, accuracy, yerr=(accuracy - low, high - accuracy), fmt="o", color=COLORS["blue"],
+        linewidth=1, label="measured (95% interval)",
+    )  # fmt: skip
+    for x, y, n in zip(confidence, high, count, strict=True):
+        axes.annotate(f"{n}", (x, y), (0, 3), textcoords="offset points", ha="center", fontsize=7)
+    axes.set(xlim=(0, 1.03), ylim=(0, 1.08), xlabel="confidence (mean of the bin)", title=title)
+    axes.set_ylabel("accuracy (small number: n)")
+    axes.legend(loc="upper left")
 
 
 def diagram(

@@ -17,7 +17,7 @@ import torch
 from torchvision import datasets
 
 from modelsec import data
-from modelsec.data import Data, fashion, mnist
+from modelsec.data import Data, drawn_letters, fashion, mnist, photo_crops, sklearn_digits
 from modelsec.fetch import FetchError
 
 FULL = {"MNIST": lambda **options: mnist("full", **options), "FashionMNIST": fashion}
@@ -113,6 +113,79 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_unknown_source_is_refused() -> None:
     with pytest.raises(ValueError, match='"packaged" or "full", got \'web\''):
         mnist("web")  # type: ignore[arg-type]
+
+
+# --- images from elsewhere ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("load", "n", "source", "licence"),
+    [
+        (photo_crops, 660, "danielbuechele", "CC BY 2.0"),
+        (sklearn_digits, 1797, "Alpaydin", "BSD 3-Clause"),
+        (drawn_letters, 126, "drawn by this package", "public domain"),
+    ],
+)
+def test_images_from_elsewhere_have_mnist_s_shape_and_say_whose_they_are(
+    load: Callable, n: int, source: str, licence: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    found = load()
+    assert found.x.shape == (n, 1, 28, 28)
+    assert found.x.dtype == torch.float32
+    assert found.x.min() >= 0
+    assert found.x.max() <= 1
+    assert source in found.source
+    assert licence in found.licence
+    assert repr(found) == f"Images({found.name}: {n} of 1x28x28)"
+    assert capfd.readouterr() == ("", "")
+    assert torch.equal(load().x, found.x)
+
+
+def test_photo_crops_put_together_are_the_photograph() -> None:
+    from sklearn.datasets import load_sample_image
+
+    crops = photo_crops(channels=3).x[:330].view(15, 22, 3, 28, 28)
+    whole = crops.permute(2, 0, 3, 1, 4).reshape(3, 420, 616)
+    photo = torch.tensor(load_sample_image("china.jpg")).permute(2, 0, 1)[:, :420, :616] / 255
+    assert torch.allclose(whole, photo)
+    grey = photo_crops().x[0, 0]
+    assert torch.allclose(grey, photo[:, :28, :28].mean(0))
+    assert photo_crops(64).x.shape[1:] == (1, 64, 64)
+
+
+@pytest.mark.parametrize("options", [{"size": 0}, {"size": 428}, {"channels": 2}])
+def test_impossible_crops_are_refused(options: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="size must be 1 to 427 and channels 1 or 3"):
+        photo_crops(**options)  # type: ignore[arg-type]
+
+
+def test_the_other_digits_are_digits(digits: Data) -> None:
+    """A nearest-mean classifier made of MNIST reads far more of them upright than turned."""
+    other = sklearn_digits()
+    means = torch.stack([digits.x_train[digits.y_train == k].mean(0) for k in range(10)])
+
+    def read(x: torch.Tensor) -> float:
+        nearest = torch.cdist(x.flatten(1), means.flatten(1)).argmin(1)
+        return float((nearest == other.y).double().mean())
+
+    upright = read(other.x)
+    assert upright > 0.35
+    for turned in (other.x.mT, other.x.flip(3), other.x.rot90(1, (2, 3))):
+        assert upright > read(turned) + 0.1
+    assert not other.x[:, :, :4].any()  # a black margin, as MNIST's
+
+
+def test_letters_are_centred_and_differ() -> None:
+    letters = drawn_letters()
+    assert len({image.numpy().tobytes() for image in letters.x}) == 126
+    assert letters.y is not None
+    assert letters.y.bincount().tolist() == [7] * 18
+    assert not set("BDGIOQSZ") & set(letters.classes)
+    for image in letters.x[:, 0]:
+        rows, columns = (image.amax(axis).nonzero()[:, 0] for axis in (1, 0))
+        for there in (rows, columns):
+            assert abs(int(there.min()) - (27 - int(there.max()))) <= 1
+        assert max(rows.max() - rows.min(), columns.max() - columns.min()) == 19
 
 
 # --- torchvision's files ------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from matplotlib.colors import to_rgb
 
 from modelsec import plot
 from modelsec.intervals import Proportion
+from modelsec.validation import reliability
 
 
 @pytest.fixture(autouse=True)
@@ -137,3 +138,26 @@ def test_a_timeline_puts_each_event_at_its_year_and_on_a_row_of_its_own() -> Non
 def test_a_timeline_wants_events_in_order(events: list[tuple[float, str, str]]) -> None:
     with pytest.raises(ValueError, match="the earliest first"):
         plot.timeline(events)
+
+
+def test_confusion_matrix_writes_every_count_and_colours_mistakes_only() -> None:
+    figure = plot.confusion_matrix(torch.tensor([[90, 2], [0, 7]]), ("cat", "dog"))
+    axes = figure.axes[0]
+    assert [text.get_text() for text in axes.texts] == ["90", "2", "7"]
+    assert axes.images[0].get_array().tolist() == [[0, 2], [0, 0]]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["cat", "dog"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted class", "true class")
+
+
+def test_reliability_diagram_leaves_out_empty_bins() -> None:
+    p = torch.tensor([[0.9, 0.1], [0.7, 0.3], [0.55, 0.45]])
+    bins = reliability(p, torch.tensor([0, 1, 0]), bins=6)
+    _, axes = plt.subplots()
+    plot.reliability_diagram(axes, bins, "before")
+    points = axes.containers[0].lines[0]
+    assert points.get_xdata().tolist() == pytest.approx([0.55, 0.7, 0.9])
+    assert points.get_ydata().tolist() == [1, 0, 1]
+    assert [text.get_text() for text in axes.texts] == ["1", "1", "1"]
+    assert axes.get_title() == "before"
+    assert axes.get_xlabel()
+    assert axes.get_ylabel()
