@@ -22,6 +22,10 @@ if [ "$before" != "$after" ]; then
     exit 1
 fi
 
+# With Colab's versions: is all that the book needs here, and are the stored models as accurate as recorded?
+python3 -m modelsec doctor
+python3 -m modelsec zoo verify
+
 # The command of `make test`, one notebook at a time.
 python3 -m pip install --quiet nbval
 OMP_NUM_THREADS=1 MODELSEC_PROGRESS=0 TQDM_DISABLE=1 python3 -m pytest -p no:cacheprovider \

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +24,17 @@ from modelsec import data, models
 from modelsec.training import Evaluation, evaluate, fit
 from modelsec.zoo.results import load_result
 
-__all__ = ["Recipe", "load_model", "load_result", "make", "manifest", "names", "recipes"]
+__all__ = [
+    "Recipe",
+    "load_model",
+    "load_result",
+    "make",
+    "manifest",
+    "names",
+    "recipes",
+    "store",
+    "write",
+]
 
 _HERE = files("modelsec.zoo")
 
@@ -123,29 +135,58 @@ def make(name: str, seed: int = 0) -> tuple[nn.Module, Evaluation]:
     return model.eval(), evaluate(model, digits.x_test, digits.y_test)
 
 
-def _store(name: str, seed: int = 0) -> dict[str, Any]:
-    """Make a model and write its weights and manifest entry: for the package's authors."""
-    from pathlib import Path
+def write(model: nn.Module, path: str | Path) -> Path:
+    """Write a model's weights as safetensors, in one step.
 
-    model, accuracy = make(name, seed)
-    content = save({key: value.contiguous() for key, value in model.state_dict().items()})
+    Args:
+        model: whose ``state_dict`` is written.
+        path: the file. Its folder must exist.
+
+    Returns:
+        The path.
+    """
+    content = {key: value.contiguous() for key, value in model.state_dict().items()}
+    return _replace(Path(path), save(content))
+
+
+def store(name: str, model: nn.Module, accuracy: Evaluation, seed: int = 0) -> Path:
+    """Put a model that :func:`make` returned into the package: for its authors.
+
+    Args:
+        name: one of :func:`names`.
+        model: as made.
+        accuracy: as made; it goes into the manifest.
+        seed: that it was made with.
+
+    Returns:
+        The path of its weights.
+    """
+    folder = Path(str(_HERE))
+    path = write(model, folder / "weights" / f"{name}.safetensors")
     low, high = accuracy.interval
     entry = {
         "about": recipes[name].about,
-        "file": f"{name}.safetensors",
-        "sha256": hashlib.sha256(content).hexdigest(),
+        "file": path.name,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "seed": seed,
         "n": accuracy.n,
         "clean_accuracy": accuracy.value,
         "interval": [round(low, 4), round(high, 4)],
         "torch": torch.__version__.split("+")[0],
     }
-    folder = Path(str(_HERE))
-    (folder / "weights" / f"{name}.safetensors").write_bytes(content)
-    entries = manifest() if (folder / "manifest.json").exists() else {}
-    text = json.dumps(entries | {name: entry}, indent=2, sort_keys=True) + "\n"
-    (folder / "manifest.json").write_text(text, encoding="utf-8")
-    return entry
+    text = json.dumps(manifest() | {name: entry}, indent=2, sort_keys=True) + "\n"
+    _replace(folder / "manifest.json", text.encode())
+    return path
+
+
+def _replace(path: Path, content: bytes) -> Path:
+    temporary = path.with_name(f"{path.name}.new")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
 
 
 def _recipe(name: str) -> Recipe:
