@@ -10,13 +10,23 @@ from modelsec.check.cleaning_poison import planted_share, quiet_poison, spectral
 from modelsec.check.grading import Feedback, grader, require
 from modelsec.check.loss import cross_entropy, fgsm, risk_of_guessing, saturation, worst_case
 from modelsec.check.multiple_choice import quiz
+from modelsec.check.validation import (
+    calibration_error,
+    images_needed,
+    missed_share,
+    temperature,
+    weak_slice,
+)
 
 __all__ = [
     "Feedback",
+    "calibration_error",
     "cross_entropy",
     "fgsm",
     "grader",
+    "images_needed",
     "keeps_to",
+    "missed_share",
     "mixup_each",
     "mixup_floor",
     "planted_share",
@@ -28,8 +38,10 @@ __all__ = [
     "shift_each",
     "smallest_eps",
     "spectral_score",
+    "temperature",
     "threat_card",
     "violations",
+    "weak_slice",
     "worst_case",
     "worst_of",
 ]
