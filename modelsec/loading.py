@@ -130,7 +130,7 @@ def find_data(spec: str) -> Data:
         case Data():
             return found
         case (Tensor() as x, Tensor() as y):
-            return Data(spec, x[:0], y[:0], x, y, (), spec, "not stated")
+            return Data(spec, x[:0], y[:0], x, y, _names(y), spec, "not stated")
     raise ValueError(
         f"{spec} gave {_kind(found)}; wanted is a modelsec.data.Data, or a pair (x, y) of tensors"
     )
@@ -172,9 +172,13 @@ def load_npz(path: str | Path) -> Data:
     x_test, y_test = _images(arrays, "test", path)
     empty = x_test[:0], y_test[:0]
     x_train, y_train = _images(arrays, "train", path) if "x_train" in arrays else empty
-    classes = 1 + int(max(y_test.max(), y_train.max() if len(y_train) else 0))
-    names = tuple(map(str, range(classes)))
+    names = _names(torch.cat([y_train, y_test]))
     return Data(path.stem, x_train, y_train, x_test, y_test, names, str(path), "not stated")
+
+
+def _names(labels: Tensor) -> tuple[str, ...]:
+    """Names of the classes, from 0 to the largest label."""
+    return tuple(str(label) for label in range(int(labels.max()) + 1 if labels.numel() else 0))
 
 
 def _images(arrays: dict[str, Any], half: str, path: Path) -> tuple[Tensor, Tensor]:

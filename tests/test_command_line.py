@@ -27,6 +27,7 @@ import modelsec
 from modelsec import data, fetch, zoo
 from modelsec.__main__ import main, parser
 from modelsec.data import mnist
+from modelsec.loading import find_data
 from modelsec.models import Net
 from modelsec.zoo import results
 from modelsec.zoo.results import study
@@ -454,6 +455,7 @@ def test_data_from_a_file(here: Path, capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize("name", ["data", "pair"])
 def test_data_from_a_function(name: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = card(capsys, here, "--model", "zoo:net", "--data", f"mine:{name}")
+    assert find_data(f"mine:{name}").classes == tuple("0123456789")
     assert accuracy(found) == accuracy(card(capsys, here, "--model", "zoo:net"))
 
 
