@@ -100,7 +100,7 @@ def _calibration(subject: Subject, p: Tensor) -> tuple[float, float, float]:
     _, high = bootstrap(
         np.arange(len(y)),
         statistic=lambda rows: ece(p[rows], y[rows]),
-        resamples=300,
+        resamples=200,
         seed=subject.seed,
     )
     return ece(p, y), high, chance

@@ -17,18 +17,22 @@ from modelsec.check.validation import (
     temperature,
     weak_slice,
 )
+from modelsec.check.validation_files import gate_rule, impulse_noise, pickle_globals
 
 __all__ = [
     "Feedback",
     "calibration_error",
     "cross_entropy",
     "fgsm",
+    "gate_rule",
     "grader",
     "images_needed",
+    "impulse_noise",
     "keeps_to",
     "missed_share",
     "mixup_each",
     "mixup_floor",
+    "pickle_globals",
     "planted_share",
     "quiet_poison",
     "quiz",
