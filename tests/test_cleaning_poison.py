@@ -1,8 +1,11 @@
 """Detectors of planted samples: what they compute, what order and class can't change, their peers."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from generators import global_generators_untouched
@@ -377,3 +380,101 @@ def test_everything_public_is_exported() -> None:
     for module in (poison, entropy):
         for name in module.__all__:
             assert getattr(cleaning, name) is getattr(module, name)
+
+
+# --- another library -----------------------------------------------------------------------------
+
+
+def real_features() -> tuple[Tensor, Tensor]:
+    """What the book's network computes of 400 digits, 100 of each of four classes."""
+    from modelsec.data import mnist
+    from modelsec.zoo import load_model
+
+    digits = mnist()
+    keep = digits.y_train < 4
+    x, y = digits.x_train[keep][:400], digits.y_train[keep][:400]
+    return last_features(load_model("convnet"), x), y
+
+
+@pytest.mark.peers
+def test_art_scores_centred_features_as_we_do() -> None:
+    """The Adversarial Robustness Toolbox centres the features to find v, and projects them as they are.
+
+    On features that are centred already the two agree; on others its scores are |R(x) . v|, whose order can be
+    ours or the opposite, depending on where the origin lies.
+    """
+    from art.defences.detector.poison import SpectralSignatureDefense
+
+    theirs = SpectralSignatureDefense.spectral_signature_scores
+    features, y = real_features()
+    tau = spectral_signatures(features, y)
+    for c in y.unique():
+        mine = features[y == c].double().numpy()
+        centred = mine - mine.mean(0)
+        assert theirs(centred)[:, 0] ** 2 == pytest.approx(tau[y == c].numpy(), rel=1e-5, abs=1e-6)
+        assert theirs(mine)[:, 0] ** 2 != pytest.approx(tau[y == c].numpy(), rel=0.1)
+    far, label = torch.randn(100, 3, generator=torch.Generator().manual_seed(0)).double(), y[:1]
+    far[:10, 0] -= 20  # ten outliers, nearer to the origin than all the others
+    far[:, 0] += 50
+    ours = spectral_signatures(far, label.expand(100))
+    assert ours[:10].min() > ours[10:].max()
+    assert theirs(far.numpy())[:10].max() < theirs(far.numpy())[10:].min()
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize(("share", "all_equal"), [(0.1, True), (0.7, False)])
+def test_art_rejects_everything_where_scores_tie_or_too_much_is_expected(
+    share: float, all_equal: bool
+) -> None:
+    """Both are left of a fault reported as issue 1188 of the library; we flag none, or not the last."""
+    from art.defences.detector.poison import SpectralSignatureDefense
+    from art.estimators.classification import PyTorchClassifier
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    with torch.no_grad():
+        model[1].weight.mul_(0 if all_equal else 1)
+    x = torch.rand(30, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(30) % 2
+    peer = PyTorchClassifier(model, nn.CrossEntropyLoss(), (1, 4, 4), 2)
+    defence = SpectralSignatureDefense(peer, x.numpy(), y.numpy(), expected_pp_poison=share)
+    assert not any(defence.detect_poison()[1])
+    scores = spectral_signatures(model(x), y)
+    kept = ~flag_top(scores, y, eps=share)
+    assert int(kept.sum()) == (30 if all_equal else 2)
+
+
+@pytest.mark.peers
+def test_art_cuts_and_judges_clusters_as_we_do() -> None:
+    """By relative size, where each class has a small cluster: without one the library raises; and its rule by
+    silhouettes calls the suspicious cluster clean and leaves the rest undefined.
+    """
+    from art.defences.detector.poison.activation_defence import cluster_activations
+    from art.defences.detector.poison.clustering_analyzer import ClusteringAnalyzer
+
+    features, y = real_features()
+    generator = torch.Generator().manual_seed(0)
+    for c, n in enumerate((5, 20, 30, 34)):  # in each class a group of its own
+        noise = torch.randn(n, features.shape[1], generator=generator)
+        features[(y == c).nonzero()[:n, 0]] += 3 * features.std() * (1 + 0.1 * noise)
+    ours = activation_clustering(features, y, reduce="pca")
+    with np_state_kept():
+        np.random.seed(0)  # noqa: NPY002  (the library draws from the global generator)
+        split = [features[y == c].numpy() for c in range(4)]
+        cut, _ = cluster_activations(split, nb_clusters=2, nb_dims=10, reduce="PCA")
+        clean, suspicious, _ = ClusteringAnalyzer().analyze_by_relative_size(cut)
+    flagged = flag_clusters(ours, y, min_silhouette=-1)
+    for c in range(4):
+        theirs = cut[c] == np.argmin(np.bincount(cut[c]))
+        assert theirs.tolist() == ours.smaller[y == c].tolist()
+        assert flagged[y == c].tolist() == [not value for value in clean[c]]
+        assert suspicious[c].any()
+        assert int(flagged[y == c].sum()) == (5, 20, 30, 34)[c]
+
+
+@contextmanager
+def np_state_kept() -> Iterator[None]:
+    state = np.random.get_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
