@@ -22,12 +22,15 @@ _OK, _PROBLEM, _USAGE, _STOPPED = 0, 1, 2, 130
 _EPILOG = "python -m modelsec COMMAND --help tells a command's options."
 _AUDIT = """examples:
   python -m modelsec audit --model zoo:net --data mnist --html card.html
-  python -m modelsec audit --model mymodel:build --weights mymodel.safetensors --data mydata.npz
+  python -m modelsec audit --model mymodel:build \\
+      --weights mymodel.safetensors --data mydata.npz
 
---model mymodel:build imports mymodel.py from this folder and calls build(), which returns the
-model: from images (N, C, H, W) in [0, 1] to logits (N, K). Normalisation belongs inside it.
---data mydata.npz holds x_test and y_test (x_train and y_train too, if you like): images as above,
-and labels (N,), whole numbers from 0. Audit only models that are yours, or with permission."""
+--model mymodel:build imports mymodel.py from this folder and calls
+build(), which returns the model: from images (N, C, H, W) in [0, 1] to
+logits (N, K). Normalisation belongs inside it. --data mydata.npz holds
+x_test and y_test (x_train and y_train too, if you like): images as
+above, and labels (N,), whole numbers from 0. Audit only models that are
+yours, or that you have permission to test."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -918,7 +918,7 @@ def test_the_page_can_be_followed(here: Path, capsys: pytest.CaptureFixture[str]
     names: dict[str, Any] = {"x": arrays()["x_test"], "y": arrays()["y_test"]}
     for kind, text in blocks("reference/command_line.md", "python|bash"):
         if kind == "bash":
-            assert main([*text.split()[3:], *QUICK]) == 0
+            assert main([*text.replace("\\", "").split()[3:], *QUICK]) == 0
         else:
             if "def build" in text:
                 (here / "mymodel.py").write_text(text)
