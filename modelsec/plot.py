@@ -248,14 +248,15 @@ def diagram(
         frame = {"boxstyle": "round,pad=0.45", "facecolor": "white", "edgecolor": frames[name]}
         text = axes.text(x, y, name, ha="center", va="center", bbox=frame | {"linewidth": 2})
         drawn[name] = text.get_bbox_patch()
-    for source, target, label in arrows:
+    for source, target, label in arrows:  # drawn after the boxes, which then have their places
         (x0, y0), (x1, y1) = boxes[source], boxes[target]
         shape = {"patchA": drawn[source], "patchB": drawn[target], "shrinkA": 0, "shrinkB": 2}
-        look = {"arrowstyle": "-|>", "mutation_scale": 14, "color": frames[source]}
+        look = {"arrowstyle": "-|>", "mutation_scale": 14, "color": frames[source], "zorder": 4}
         axes.add_patch(FancyArrowPatch((x0, y0), (x1, y1), **shape, **look, linewidth=1.5))
         paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}
         middle = ((x0 + x1) / 2, (y0 + y1) / 2)
-        axes.text(*middle, label, ha="center", va="center", size=10, style="italic", bbox=paper)
+        text = axes.text(*middle, label, ha="center", va="center", size=10, style="italic")
+        text.set(bbox=paper, zorder=5)
     return figure
 
 

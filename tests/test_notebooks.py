@@ -65,7 +65,7 @@ def good_page() -> Page:
         new_markdown_cell("# Loss\n\n*How far can one gradient lead a model astray?*"),
         new_markdown_cell(
             "## At a glance\n\n| | |\n|---|---|\n| Objectives | derive FGSM |\n| Prerequisites | "
-            "[the background](background.md) |\n| Time | 30 minutes to read, 1 to run |\n| Threat | white box |"
+            "[the background](background.ipynb) |\n| Time | 30 minutes to read, 1 to run |\n| Threat | white box |"
         ),
         code(slug.setup_cell(slug.current())),
         code("import modelsec\nfrom modelsec import check\n\nmodelsec.seed_everything(0)"),
