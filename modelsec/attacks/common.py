@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from modelsec.attacks.norms import NORMS, Norm, per_sample
+from modelsec.attacks.norms import NORMS, Norm, Region, per_sample
 from modelsec.losses import SampleLoss
 
 __all__ = [
@@ -95,9 +95,9 @@ def check_inputs(model: Model, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         )
     x = x.detach()
     if readable(x) and x.numel():
-        if bool(x.isnan().any()):
+        low, high = (float(v) for v in x.aminmax())  # both are NaN if one pixel is
+        if low != low:
             raise ValueError("x holds NaN pixels")
-        low, high = (float(v) for v in x.aminmax())
         if low < 0 or high > 1:
             scaled = low >= 0 and high > 2
             hint = "divide by 255" if scaled else "keep the normalisation in the model"
@@ -230,7 +230,8 @@ class Objective:
             value, reached = self(adv.requires_grad_(), y)
             gradient = None
             if value.requires_grad:
-                (gradient,) = torch.autograd.grad(value.sum(), adv, allow_unused=True)
+                ones = torch.ones_like(value)  # each sample's weight in the sum
+                (gradient,) = torch.autograd.grad(value, adv, grad_outputs=ones, allow_unused=True)
             if gradient is None:
                 raise ValueError(
                     "the model's output does not depend on its input through autograd (detached, "
@@ -263,10 +264,9 @@ class Active(NamedTuple):
 
     rows: Tensor
     adv: Tensor
-    x: Tensor
     y: Tensor
-    radius: Tensor
     size: Tensor
+    region: Region
 
 
 class Search:
@@ -287,10 +287,9 @@ class Search:
         self.early_stop = early_stop and readable(x)
         self.callback = callback
 
-    def open(self, adv: Tensor, x: Tensor, y: Tensor, radius: Tensor, size: Tensor) -> Active:
+    def open(self, adv: Tensor, y: Tensor, size: Tensor, region: Region) -> Active:
         """The samples whose goal is not reached yet (all of them, without early stop)."""
-        rows = torch.arange(len(x), device=x.device)
-        todo = Active(rows, adv, x, y, radius, size)
+        todo = Active(torch.arange(len(y), device=y.device), adv, y, size, region)
         return self.drop(todo, adv, self.reached)[0]
 
     def note(self, todo: Active, value: Tensor, reached: Tensor, restart: int, step: int) -> None:
@@ -303,11 +302,14 @@ class Search:
         value = value.detach().to(self.value.dtype)
         if self.callback is not None:
             self.callback(Iterate(restart, step, todo.rows, todo.adv, value))
-        better = value > self.value[todo.rows] if step else torch.zeros_like(reached)
+        if not step and not self.early_stop:
+            return
+        whole = len(todo.rows) == len(self.point)
+        better = value > (self.value if whole else self.value[todo.rows])
         if self.early_stop:
-            better = better | reached
+            better = better | reached if step else reached
             self.reached[todo.rows] = reached
-        if len(todo.rows) == len(self.point):
+        if whole:
             # a lerp with weights 0 and 1 selects as torch.where does, several times faster
             self.point.lerp_(todo.adv, per_sample(better, todo.adv).to(todo.adv.dtype))
             self.value = torch.where(better, value, self.value)
@@ -319,5 +321,7 @@ class Search:
         """Go on without the samples that reached their goal."""
         if not self.early_stop or not bool(reached.any()):
             return todo, gradient
-        keep = ~reached
-        return Active(*(part[keep] for part in todo)), gradient[keep]
+        keep = (~reached).nonzero().squeeze(1)
+        rows, adv, y, size = (part[keep] for part in todo[:4])
+        first, second = (part[keep] for part in todo.region)
+        return Active(rows, adv, y, size, (first, second)), gradient[keep]

@@ -157,11 +157,12 @@ def pgd(
         return x.clone()
 
     objective, search = Objective(model, loss, targeted), Search(x, early_stop, callback)
+    region = ball.region(x, radius)
     with inference(model):
         for restart in range(restarts):
             # drawn for the whole batch: a sample's start doesn't depend on which are still open
             begin = ball.sample(x, radius, generator) if random_start else origin
-            todo = search.open(begin, x, y, radius, size)
+            todo = search.open(begin, y, size, region)
             if not len(todo.rows):
                 break
             for step in range(steps):
@@ -170,8 +171,10 @@ def pgd(
                 todo, gradient = search.drop(todo, gradient, reached)
                 if not len(todo.rows):
                     break
-                ascent = todo.adv + todo.size * ball.steepest(gradient)
-                todo = todo._replace(adv=ball.project(ascent, todo.x, todo.radius))
+                # on the new tensor that steepest returns: asking for more memory takes longer
+                # than the arithmetic
+                ascent = ball.steepest(gradient).mul_(todo.size).add_(todo.adv)
+                todo = todo._replace(adv=ball.confine_(ascent, todo.region))
             else:
                 search.note(todo, *objective(todo.adv, todo.y), restart, steps)
     return search.point

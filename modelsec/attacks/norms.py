@@ -2,6 +2,10 @@
 
 With them the loop of projected gradient ascent is written once for all norms.
 Shapes: x, adv, gradient (N, ...); eps (N, 1, ...), which broadcasts against them.
+
+An attack of many steps projects on one ball again and again. So ``project`` is made of two parts:
+``region`` works out once what is needed of the ball, ``confine_`` uses it, and writes on its
+argument (as torch's functions with such a name do) instead of asking for new memory.
 """
 
 from __future__ import annotations
@@ -12,7 +16,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["L2", "NORMS", "Linf", "Norm", "per_sample"]
+__all__ = ["L2", "NORMS", "Linf", "Norm", "Region", "per_sample"]
+
+Region = tuple[Tensor, Tensor]
+"""Two tensors that broadcast against a batch, one row per sample."""
 
 
 class Norm(Protocol):
@@ -30,8 +37,17 @@ class Norm(Protocol):
     def project(self, adv: Tensor, x: Tensor, eps: Tensor) -> Tensor:
         """Bring ``adv`` into the eps-ball around ``x`` and into the box [0, 1]."""
 
+    def region(self, x: Tensor, eps: Tensor) -> Region:
+        """The eps-ball around ``x`` cut by the box [0, 1], as :meth:`confine_` wants it."""
+
+    def confine_(self, adv: Tensor, region: Region) -> Tensor:
+        """:meth:`project`, in place."""
+
     def steepest(self, gradient: Tensor) -> Tensor:
-        """The step d of norm 1 that maximises <gradient, d>; 0 where the gradient is 0."""
+        """The step d of norm 1 that maximises <gradient, d>; 0 where the gradient is 0.
+
+        A new tensor, never the gradient itself: the caller may write on it.
+        """
 
     def sample(self, x: Tensor, eps: Tensor, generator: torch.Generator | None) -> Tensor:
         """A random point, uniform in the eps-ball around ``x``, then clipped to the box."""
@@ -48,7 +64,15 @@ class Linf:
 
     def project(self, adv: Tensor, x: Tensor, eps: Tensor) -> Tensor:
         """See :class:`Norm`."""
-        return adv.clamp(x - eps, x + eps).clamp_(0, 1)
+        return self.confine_(adv.clone(), self.region(x, eps))
+
+    def region(self, x: Tensor, eps: Tensor) -> Region:
+        """See :class:`Norm`. Ball and box are both boxes: the corners of what they share."""
+        return (x - eps).clamp_(0, 1), (x + eps).clamp_(0, 1)
+
+    def confine_(self, adv: Tensor, region: Region) -> Tensor:
+        """See :class:`Norm`."""
+        return adv.clamp_(*region)
 
     def steepest(self, gradient: Tensor) -> Tensor:
         """See :class:`Norm`. The dual of linf is l1, and its maximiser is the sign (NaN: 0)."""
@@ -71,9 +95,18 @@ class L2:
 
     def project(self, adv: Tensor, x: Tensor, eps: Tensor) -> Tensor:
         """See :class:`Norm`. Clipping to the box afterwards only shortens the change."""
-        delta = adv - x
+        return self.confine_(adv.clone(), self.region(x, eps))
+
+    def region(self, x: Tensor, eps: Tensor) -> Region:
+        """See :class:`Norm`. Centre and radius."""
+        return x, eps
+
+    def confine_(self, adv: Tensor, region: Region) -> Tensor:
+        """See :class:`Norm`."""
+        x, eps = region
+        delta = adv.sub_(x)
         size = per_sample(self.size(delta), x)
-        return (x + delta * torch.where(size > eps, eps / size, 1)).clamp(0, 1)
+        return delta.mul_(torch.where(size > eps, eps / size, 1)).add_(x).clamp_(0, 1)
 
     def steepest(self, gradient: Tensor) -> Tensor:
         """See :class:`Norm`.
@@ -81,10 +114,11 @@ class L2:
         Scaled by its largest entry first: the square of a tiny gradient would underflow, and an
         epsilon in the denominator would stop the attack on a confident model.
         """
-        gradient = gradient.nan_to_num(0, 0, 0)
-        largest = per_sample(gradient.flatten(1).abs().amax(1), gradient)
-        scaled = torch.where(largest > 0, gradient / largest, 0)
-        return torch.where(largest > 0, scaled / per_sample(self.size(scaled), gradient), 0)
+        step = gradient.nan_to_num(0, 0, 0)
+        for order in (torch.inf, 2):
+            size = torch.linalg.vector_norm(step.flatten(1), order, dim=1)
+            step.div_(per_sample(torch.where(size > 0, size, 1), step))
+        return step
 
     def sample(self, x: Tensor, eps: Tensor, generator: torch.Generator | None) -> Tensor:
         """See :class:`Norm`. In d dimensions the radius of a uniform point is u^(1/d)."""
