@@ -37,4 +37,10 @@ class Table(list[dict[str, Any]]):
 
 def _cell(value: Any) -> str:
     text = html.escape(str(value))
-    return f'<a href="{text}">{text}</a>' if text.startswith("https://") else text
+    if not text.startswith("https://"):
+        return text
+    # a whole address would squeeze all other columns: show its end, such as 1412.6572
+    *front, shown = text.rstrip("/").split("/")
+    while len(shown) < 8 and len(front) > 2:
+        shown = f"{front.pop()}/{shown}"
+    return f'<a href="{text}"><span style="white-space: nowrap">{shown}</span></a>'

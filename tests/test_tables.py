@@ -1,5 +1,7 @@
 """Tables: Markdown for a terminal, HTML for a notebook."""
 
+import pytest
+
 from modelsec.tables import Table
 
 ROWS = Table([{"attack": "fgsm", "gradients": 1}, {"attack": "<b>", "gradients": 40}])
@@ -21,6 +23,20 @@ def test_links_can_be_clicked() -> None:
     shown = Table([{"source": "https://arxiv.org/abs/1412.6572?a&b"}])._repr_html_()
     assert '<a href="https://arxiv.org/abs/1412.6572?a&amp;b">' in shown
     assert "<a" not in Table([{"source": "javascript:alert(1)"}])._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("https://arxiv.org/abs/1412.6572", "1412.6572"),
+        ("https://eur-lex.europa.eu/eli/reg/2024/1689/oj", "2024/1689/oj"),
+        ("https://a.org/", "a.org"),
+    ],
+)
+def test_a_link_shows_the_end_of_its_address(address: str, shown: str) -> None:
+    html = Table([{"source": address}])._repr_html_()
+    assert f'<a href="{address}"><span style="white-space: nowrap">{shown}</span></a>' in html
+    assert address in repr(Table([{"source": address}]))
 
 
 def test_empty() -> None:
