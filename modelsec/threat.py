@@ -100,16 +100,17 @@ def table(cards: Mapping[str, ThreatModel] | None = None) -> Table:
         cards: a name -> its card; everything in :data:`registry`, by name, if None.
 
     Returns:
-        The rows, as a list that a notebook draws.
+        The rows, as a list that a notebook draws. What no given card says has no column.
     """
     import modelsec.attacks  # noqa: F401  (importing it fills the registry)
 
     if cards is None:
         cards = {name: entry.threat for name, entry in sorted(registry.items())}
+    said = [f for f in fields(ThreatModel) if any(getattr(c, f.name) for c in cards.values())]
     rows = Table()
     for name, model in cards.items():
         row = {"name": name}
-        for field in fields(ThreatModel):
+        for field in said:
             value = getattr(model, field.name)
             row[field.name] = ", ".join(value) if isinstance(value, tuple) else value
         rows.append(row)

@@ -81,4 +81,5 @@ def test_the_table_shows_the_cards_it_is_given_in_their_order() -> None:
     assert [row["stage"] for row in rows] == ["training", "deployment"]
     assert rows[0]["cost"] == "many messages"
     assert [row["norms"] for row in rows] == ["", "linf, l1"]
+    assert "source" not in rows[0]  # no card names one
     assert table({}) == []
