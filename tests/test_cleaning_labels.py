@@ -80,7 +80,9 @@ def test_without_a_generator_noise_draws_from_torch_s_own(kind) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             noisy = (
-                flip_labels(y, 0.5, classes=10) if kind == "symmetric" else flip_by_matrix(y, matrix)
+                flip_labels(y, 0.5, classes=10)
+                if kind == "symmetric"
+                else flip_by_matrix(y, matrix)
             )
         draws.append(noisy.labels)
     assert torch.equal(draws[0], draws[1])
@@ -219,7 +221,7 @@ def by_hand(p: Tensor, y: Tensor) -> tuple[list[float], list[list[int]], list[bo
     issues = []
     for row, label in zip(rows, y.tolist(), strict=True):
         sure = [j for j in range(classes) if row[j] >= max(t[j], 2e-6) - 1e-6]
-        best = max(sure, key=lambda j: row[j]) if sure else None  # noqa: B023
+        best = max(sure, key=lambda j: row[j]) if sure else None
         if best is not None:
             joint[label][best] += 1
         issues.append(best not in (None, label) and row[label] < max(row) - 1e-6)

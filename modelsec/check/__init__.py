@@ -6,6 +6,12 @@ a sentence. Any correct solution passes, however it is written.
 
 from modelsec.check.augmentation import mixup_each, mixup_floor, shift_each, worst_of
 from modelsec.check.background import keeps_to, smallest_eps, threat_card, violations
+from modelsec.check.cleaning import (
+    fingerprint,
+    leaked_similarity,
+    precision_of_flags,
+    quiet_flips,
+)
 from modelsec.check.cleaning_poison import planted_share, quiet_poison, spectral_score
 from modelsec.check.grading import Feedback, grader, require
 from modelsec.check.loss import cross_entropy, fgsm, risk_of_guessing, saturation, worst_case
@@ -24,16 +30,20 @@ __all__ = [
     "calibration_error",
     "cross_entropy",
     "fgsm",
+    "fingerprint",
     "gate_rule",
     "grader",
     "images_needed",
     "impulse_noise",
     "keeps_to",
+    "leaked_similarity",
     "missed_share",
     "mixup_each",
     "mixup_floor",
     "pickle_globals",
     "planted_share",
+    "precision_of_flags",
+    "quiet_flips",
     "quiet_poison",
     "quiz",
     "require",

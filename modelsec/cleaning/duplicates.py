@@ -74,12 +74,12 @@ def near_duplicates(
 ) -> Pairs:
     """Pairs of images that are nearly the same, one of them perhaps shifted or lighter.
 
-    Two images are compared by the cosine of their pixels, which does not see brightness, at the
-    best of all shifts by up to ``shift`` pixels. Every image is compared with every other, so the
-    cost grows with N * M.
+    Two images are compared by the correlation of their pixels, which sees neither brightness nor
+    contrast, at the best of all shifts by up to ``shift`` pixels; a border of that width is left
+    out. Every image is compared with every other, so the cost grows with N * M.
 
     Args:
-        x: (N, C, H, W) images, not negative.
+        x: (N, C, H, W) images.
         other: (M, C, H, W) images to compare with; None means x with itself.
         threshold: smallest similarity that counts, above 0, at most 1. What fits depends on the
             data: digits on black are alike from the start.
@@ -97,17 +97,19 @@ def near_duplicates(
         raise ValueError(
             f"need images (N, C, H, W) of one size, got {tuple(x.shape)} and {tuple(among.shape)}"
         )
-    if not 0 < threshold <= 1 or shift < 0:
-        raise ValueError(f"need 0 < threshold <= 1 and shift >= 0, got {threshold} and {shift}")
+    if not 0 < threshold <= 1 or not 0 <= shift < min(x.shape[2:]) / 2:
+        raise ValueError(
+            f"need 0 < threshold <= 1 and 0 <= shift < half an image, got {threshold} and {shift}"
+        )
     moves = [(d, a) for d in range(-shift, shift + 1) for a in range(-shift, shift + 1)]
     if other is None:  # moving i up is moving j down, and each pair comes round twice
         moves = [move for move in moves if move >= (0, 0)]
-    columns, found = _unit(among), []
+    columns, found = _unit(_window(among, shift, 0, 0)), []
     for start in range(0, len(x), batch_size):
         rows = x[start : start + batch_size]
         best = columns.new_full((len(rows), len(among)), -1.0)
-        for move in moves:
-            best = torch.maximum(best, _unit(_moved(rows, *move)) @ columns.T)
+        for down, across in moves:
+            best = torch.maximum(best, _unit(_window(rows, shift, down, across)) @ columns.T)
         first, second = (best >= threshold - 1e-6).nonzero(as_tuple=True)
         found.append((first + start, second, best[first, second].clamp_max(1)))
     first, second, similarity = (
@@ -121,14 +123,17 @@ def near_duplicates(
     return Pairs(first[order], second[order], similarity[order])
 
 
+def _window(x: Tensor, border: int, down: int, across: int) -> Tensor:
+    """The images without their border, seen through a window moved by whole pixels."""
+    high, wide = x.shape[2] - 2 * border, x.shape[3] - 2 * border
+    top, left = border + down, border + across
+    return x[:, :, top : top + high, left : left + wide]
+
+
 def _unit(x: Tensor) -> Tensor:
-    """Rows of length 1; a blank image stays 0 and is like nothing."""
-    return F.normalize(x.flatten(1), dim=1)
-
-
-def _moved(x: Tensor, down: int, across: int) -> Tensor:
-    """Images shifted by whole pixels; zeros come in at the border."""
-    return F.pad(x, (across, -across, down, -down))
+    """Rows with mean 0 and length 1; an image of one grey stays 0 and is like nothing."""
+    rows = x.flatten(1)
+    return F.normalize(rows - rows.mean(1, keepdim=True), dim=1)
 
 
 def _each_once(
