@@ -23,6 +23,7 @@ from modelsec.cleaning.poison import (
     last_features,
     reclassify,
     spectral_signatures,
+    whiten,
 )
 from modelsec.models import ConvNet, Net
 
@@ -163,6 +164,61 @@ def test_a_class_of_few_samples(n: int) -> None:
     assert spectral_signatures(features, y).isfinite().all()
 
 
+# --- whitening -----------------------------------------------------------------------------------
+
+
+@few
+@given(seed=seeds)
+def test_whitened_clean_features_vary_alike_in_every_direction(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    clean = torch.randn(60, 4, generator=generator) @ torch.randn(4, 4, generator=generator) + 5
+    y = torch.randint(2, (60,), generator=generator)
+    white = whiten(clean, y, clean, y, ridge=1e-9)
+    for c in y.unique():
+        mine = white[y == c]
+        assert torch.allclose(mine.mean(0), torch.zeros(4).double(), atol=1e-6)
+        assert torch.allclose(mine.T @ mine / len(mine), torch.eye(4).double(), atol=1e-3)
+    order = torch.randperm(60, generator=generator)
+    moved = whiten(clean[order], y[order], clean, y, ridge=1e-9)
+    assert torch.allclose(moved, white[order])
+
+
+def test_whitening_by_hand() -> None:
+    """Clean variances 9 and 1 about (2, 0), plus a ridge of 0.1 times their mean, 5."""
+    clean = torch.tensor([[5.0, 1.0], [-1.0, 1.0], [5.0, -1.0], [-1.0, -1.0]])
+    labels = torch.zeros(4, dtype=torch.long)
+    white = whiten(torch.tensor([[3.0, 4.0]]), labels[:1], clean, labels, ridge=0.1)
+    assert torch.allclose(white, torch.tensor([[1 / 9.5**0.5, 4 / 1.5**0.5]]).double(), rtol=1e-6)
+
+
+def test_whitening_brings_out_what_clean_variance_hides() -> None:
+    generator = torch.Generator().manual_seed(1)
+    rotation = torch.linalg.qr(torch.randn(6, 6, generator=generator)).Q
+    size = torch.tensor([20.0, 20, 20, 20, 1, 1])
+    features, clean = (torch.randn(n, 6, generator=generator) * size for n in (300, 20))
+    features[:30, 5] += 9
+    y, y_clean = torch.zeros(300, dtype=torch.long), torch.zeros(20, dtype=torch.long)
+    tau = spectral_signatures(features @ rotation, y)
+    white = whiten(features @ rotation, y, clean @ rotation, y_clean, ridge=1e-3)
+    assert not tau[:30].min() > tau[30:].max()
+    assert int(flag_top(tau, y, eps=0.1, factor=1)[:30].sum()) < 15
+    assert int(flag_top(spectral_signatures(white, y), y, eps=0.1, factor=1)[:30].sum()) >= 29
+
+
+def test_whitening_needs_clean_samples_of_each_class() -> None:
+    features, y = torch.rand(4, 3), torch.tensor([0, 0, 1, 1])
+    for clean, y_clean, words in (
+        (torch.rand(3, 3), torch.tensor([0, 0, 1]), "class 1 needs two different clean samples"),
+        (torch.rand(2, 3), torch.tensor([0, 0]), "class 1 needs"),
+        (torch.ones(4, 3), y, "class 0 needs"),
+        (torch.rand(4, 2), y, "as many features in clean"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            whiten(features, y, clean, y_clean)
+    with pytest.raises(ValueError, match="ridge > 0"):
+        whiten(features, y, features, y, ridge=0)
+
+
 # --- flag_top ------------------------------------------------------------------------------------
 
 
@@ -246,6 +302,9 @@ def test_suspects_are_flagged_where_another_label_wins() -> None:
     assert lenient.tolist() == [False] * 3 + [True] * 3 + [False] * 4
     spread = torch.tensor([0, 1, 2, 4, 4, 1, 2, 0, 0, 0])  # l = 1, p = 1: another *one*
     assert reclassify(says(spread), x, y, suspects)[:3].all()
+    many = torch.zeros(5, dtype=torch.long), torch.ones(5, dtype=torch.bool)
+    two_own = torch.tensor([0, 0, 1, 2, 3])  # l = 2, p = 1, though most get another label
+    assert not reclassify(says(two_own), x[:5], *many).any()
     assert not reclassify(says(y), x, y, suspects).any()
     assert not reclassify(says(answers), x, y, torch.zeros_like(suspects)).any()
     with pytest.raises(ValueError, match="must have shape"):
@@ -281,6 +340,11 @@ def test_entropy_by_hand() -> None:
     by_hand = half * math.log2(half) + (1 - half) * math.log2(1 - half)
     got = strip(Brightness(), x, over, n=1, weights=(0.5, 0.5))
     assert float(got) == pytest.approx(by_hand, rel=1e-5)
+    bright, over = torch.full((1, 1, 6, 6), 0.8), over.clone()
+    bright[..., -1, -1] = over[..., -1, -1] = 0
+    p = 1 / (1 + math.exp(-8 * (35 / 36 - 0.5)))  # 0.8 + 0.4 is white, not more
+    by_hand = p * math.log2(p) + (1 - p) * math.log2(1 - p)
+    assert float(strip(Brightness(), bright, over, n=1)) == pytest.approx(by_hand, rel=1e-4)
     even = strip(lambda images: torch.zeros(len(images), 4), x, over)
     assert float(even) == pytest.approx(-2)  # four answers, equally likely: two bits
     sure = strip(lambda images: torch.tensor([[1e4, 0.0]]).expand(len(images), 2), x, over)
