@@ -11,6 +11,7 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from modelsec.intervals import Proportion, wilson
@@ -250,9 +251,20 @@ def diagram(
         drawn[name] = text.get_bbox_patch()
     for source, target, label in arrows:  # drawn after the boxes, which then have their places
         (x0, y0), (x1, y1) = boxes[source], boxes[target]
-        shape = {"patchA": drawn[source], "patchB": drawn[target], "shrinkA": 0, "shrinkB": 2}
-        look = {"arrowstyle": "-|>", "mutation_scale": 14, "color": frames[source], "zorder": 4}
-        axes.add_patch(FancyArrowPatch((x0, y0), (x1, y1), **shape, **look, linewidth=1.5))
+        arrow = FancyArrowPatch(
+            (x0, y0),
+            (x1, y1),
+            patchA=drawn[source],
+            patchB=drawn[target],
+            shrinkA=0,
+            shrinkB=2,
+            arrowstyle="-|>",
+            mutation_scale=14,
+            color=frames[source],
+            linewidth=1.5,
+            zorder=4,
+        )
+        axes.add_patch(arrow)
         paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}
         middle = ((x0 + x1) / 2, (y0 + y1) / 2)
         text = axes.text(*middle, label, ha="center", va="center", size=10, style="italic")
@@ -291,7 +303,7 @@ def timeline(
     for kind, (color, marker) in looks.items():
         axes.plot([], [], marker, color=color, label=kind)
     axes.set(xlim=(0, 1), ylim=(years[-1] + 0.5, years[0] - 0.5), ylabel="year")
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xticks([])
     axes.grid(False)
     axes.spines["bottom"].set_visible(False)
