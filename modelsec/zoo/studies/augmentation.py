@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.transforms import v2
 
 from modelsec import data, models
 from modelsec.attacks import fgsm, pgd
-from modelsec.augmentation import METHODS, geometric, vary
+from modelsec.augmentation import METHODS, geometric, trivial_augment, vary
 from modelsec.losses import log_odds
 from modelsec.training import Perturb, evaluate, fit
 from modelsec.validation.corruptions import KINDS, corrupt
@@ -166,11 +167,33 @@ def curves(seeds: tuple[int, ...]) -> dict[str, Any]:
 )
 def groups(seeds: tuple[int, ...]) -> dict[str, Any]:
     """Half the steps of the others: a draw for each image is slow."""
+    return _rows(
+        seeds,
+        {str(group): (_sharing(geometric(), group), 100, STEPS // 2) for group in (1, 10, 50)},
+    )
 
-    def sharing(group: int) -> Make:
-        return lambda draws: vary(geometric(), group=group, generator=draws)
 
-    return _rows(seeds, {str(group): (sharing(group), 100, STEPS // 2) for group in (1, 10, 50)})
+@study(
+    "augmentation_groups_wide",
+    about="the same for transforms of a wide range: turns by any angle, TrivialAugment; 1,000 images",
+    n=_TESTED,
+    seeds=_SEEDS,
+)
+def groups_wide(seeds: tuple[int, ...]) -> dict[str, Any]:
+    """Where neighbours in a batch share a strong change."""
+    wide = {"any angle": v2.RandomRotation(180), "TrivialAugment": trivial_augment()}
+    return _rows(
+        seeds,
+        {
+            f"{name} {group}": (_sharing(transform, group), 1000, STEPS // 2)
+            for name, transform in wide.items()
+            for group in (1, 10, 50)
+        },
+    )
+
+
+def _sharing(transform: v2.Transform, group: int) -> Make:
+    return lambda draws: vary(transform, group=group, generator=draws)
 
 
 @study(
