@@ -213,7 +213,7 @@ def reliability_diagram(axes: Axes, bins: Any, title: str = "") -> None:
         axes.annotate(f"{n}", (x, y), (0, 3), textcoords="offset points", ha="center", fontsize=7)
     axes.set(xlim=(0, 1.03), ylim=(0, 1.08), xlabel="confidence (mean of the bin)", title=title)
     axes.set_ylabel("accuracy (small number: n)")
-    axes.legend(loc="upper left")
+    axes.legend(loc="lower right", fontsize=8)
 
 
 def diagram(
