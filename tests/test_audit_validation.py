@@ -8,7 +8,7 @@ from generators import global_generators_untouched
 from torch import Tensor, nn
 
 from modelsec.audit import Report, audit
-from modelsec.audit.validation import CORRUPTIONS, SEVERITIES, photo_crops
+from modelsec.audit.validation import CORRUPTIONS, SEVERITIES
 from modelsec.data import Data, mnist
 from modelsec.intervals import Proportion
 from modelsec.validation.calibration import ece
@@ -148,25 +148,24 @@ def test_many_classes_show_the_worst() -> None:
     assert all(row.startswith("class kind ") for row in rows[:12])
 
 
-# --- strange images -----------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("shape", "measured"),
+    [((3, 20, 32), True), ((1, 64, 64), True), ((3, 224, 224), False), ((1, 16, 500), False)],
+)
+def test_strange_images_have_the_size_of_the_usual_ones(
+    shape: tuple[int, int, int], measured: bool
+) -> None:
+    x = torch.rand(9, *shape, generator=torch.Generator().manual_seed(0))
+    data = Data(
+        "noise", x[:0], torch.zeros(0, dtype=torch.long), x, torch.arange(9) % 3, (), "", ""
+    )
+    seen = set()
 
+    def model(images: Tensor) -> Tensor:
+        seen.add(tuple(images.shape[1:]))
+        return images.flatten(1)[:, :3]
 
-@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 16, 40), (3, 427, 640)])
-def test_crops_look_like_the_images_asked_for(shape: tuple[int, int, int]) -> None:
-    like = torch.zeros(1, *shape, dtype=torch.float64)
-    with global_generators_untouched():
-        crops = photo_crops(6, like, seed=1)
-    assert crops.shape == (6, *shape)
-    assert crops.dtype == torch.float64
-    assert crops.min() >= 0
-    assert crops.max() <= 1
-    assert crops.std() > 0.05
-    assert torch.equal(crops, photo_crops(6, like, seed=1))
-    assert len(crops.flatten(1).unique(dim=0)) == (2 if shape[1] == 427 else 6)
-
-
-def test_crops_larger_than_the_photographs_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"427 x 640 at most, asked for 500 x 20"):
-        photo_crops(2, torch.zeros(1, 3, 500, 20))
-    with pytest.raises(ValueError, match="1 or 3"):
-        photo_crops(2, torch.zeros(1, 4, 20, 20))
+    section = card(model, data)["validation"]
+    assert seen == {shape}
+    assert ("ood_auroc" in section.measures) == measured
+    assert ("too few crops of this size" in section.summary) != measured

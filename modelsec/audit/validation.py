@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from modelsec.audit.accuracy import clean_accuracy
 from modelsec.audit.parts import Section, Subject, section
+from modelsec.data import photo_crops
 from modelsec.intervals import Proportion, bootstrap
 from modelsec.plot import COLORS
 from modelsec.tables import Table
@@ -18,12 +18,12 @@ from modelsec.validation.corruption_report import CorruptionReport, corruption_r
 from modelsec.validation.metrics import logits
 from modelsec.validation.shift import Mahalanobis, auroc, energy, features
 
-__all__ = ["CORRUPTIONS", "SEVERITIES", "photo_crops", "validation"]
+__all__ = ["CORRUPTIONS", "SEVERITIES", "validation"]
 
 CORRUPTIONS = ("gaussian_noise", "motion_blur", "brightness", "rotate", "pixelate", "occlusion")
 """One kind of each family, to stay cheap."""
 SEVERITIES = (1, 2, 3)
-CROPS = 200
+FEWEST_CROPS = 20  # for an AUROC to be worth telling
 MOST_CLASSES = 12  # shown one by one; of more, those with the lowest accuracy
 
 
@@ -64,11 +64,14 @@ def validation(subject: Subject) -> Section:
         told.append(
             "Corruptions not measured: they need images of 16 x 16 or more, grey or colour."
         )
-    score, area = _strangers(subject, answers)
-    measures["ood_auroc"] = area
-    told.append(
-        f"{score} tells crops of photographs from the test images with an AUROC of {area:.3f}."
-    )
+    if (strangers := _strangers(subject, answers)) is not None:
+        score, measures["ood_auroc"] = strangers
+        told.append(
+            f"{score} tells crops of photographs from the test images with an AUROC of "
+            f"{measures['ood_auroc']:.3f}."
+        )
+    else:
+        told.append("Strange images not measured: too few crops of this size are at hand.")
     return Section(
         " ".join(told),
         "warning" if unsure or lost else "ok",
@@ -115,16 +118,15 @@ def _corruptions(subject: Subject) -> CorruptionReport | None:
     )
 
 
-def _strangers(subject: Subject, answers: Tensor) -> tuple[str, float]:
+def _strangers(subject: Subject, answers: Tensor) -> tuple[str, float] | None:
     """The name of a score, and its AUROC; by features where there are some, else by logits."""
-    strange = photo_crops(CROPS, subject.x, seed=subject.seed)
-    x, y = subject.data.x_train, subject.data.y_train
-    model = subject.model
-    by_features = isinstance(model, nn.Module) and any(
-        isinstance(module, nn.Linear) for module in model.modules()
-    )
-    if by_features and len(y) and bool((y.bincount() > 1).all()):
-        assert isinstance(model, nn.Module)
+    strange = _photos(subject.x)
+    if strange is None:
+        return None
+    x, y, model = subject.data.x_train, subject.data.y_train, subject.model
+    layers = list(model.modules()) if isinstance(model, nn.Module) else []
+    described = any(isinstance(layer, nn.Linear) for layer in layers)
+    if isinstance(model, nn.Module) and described and len(y) and bool((y.bincount() > 1).all()):
         distance = Mahalanobis.fit(features(model, x), y)
         scores = [distance(features(model, images)) for images in (subject.x, strange)]
         name = "The Mahalanobis distance"
@@ -134,37 +136,13 @@ def _strangers(subject: Subject, answers: Tensor) -> tuple[str, float]:
     return name, auroc(*(score.double().cpu() for score in scores))
 
 
-def photo_crops(n: int, like: Tensor, *, seed: int = 0) -> Tensor:
-    """Crops of two real photographs, those that ship with scikit-learn, as strange inputs.
-
-    Args:
-        n: how many.
-        like: (N, C, H, W) images whose size, dtype and device the crops get; C is 1 or 3.
-        seed: for their places.
-
-    Returns:
-        (n, C, H, W) in [0, 1].
-
-    Raises:
-        ValueError: if the size is larger than the photographs, or C is neither 1 nor 3.
-    """
-    from sklearn.datasets import load_sample_images  # slow to import
-
-    if like.dim() != 4 or like.shape[1] not in (1, 3):
-        raise ValueError(f"images must be (N, 1 or 3, H, W), got {tuple(like.shape)}")
+def _photos(like: Tensor) -> Tensor | None:
+    """Crops of photographs, like the images in size, dtype and device; None if there are few."""
+    if like.dim() != 4 or like.shape[1] not in (1, 3) or max(like.shape[2:]) > 427:
+        return None
     channels, high, wide = like.shape[1:]
-    photos = [torch.from_numpy(image.copy()) for image in load_sample_images().images]
-    rows, columns = (min(photo.shape[i] for photo in photos) for i in (0, 1))
-    if high > rows or wide > columns:
-        raise ValueError(f"crops can be {rows} x {columns} at most, asked for {high} x {wide}")
-    random = np.random.default_rng(seed)
-    crops = []
-    for i in range(n):
-        top, left = random.integers(rows - high + 1), random.integers(columns - wide + 1)
-        crop = photos[i % len(photos)][top : top + high, left : left + wide]
-        crops.append(crop.permute(2, 0, 1))
-    images = torch.stack(crops).to(like.dtype) / 255
-    return (images.mean(1, keepdim=True) if channels == 1 else images).to(like.device)
+    crops = photo_crops(max(high, wide), 3 if channels == 3 else 1).x[..., :high, :wide]
+    return crops.to(like) if len(crops) >= FEWEST_CROPS else None
 
 
 def _figure(shown: dict[str, Proportion], clean: Proportion) -> Figure:
