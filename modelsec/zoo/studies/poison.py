@@ -8,7 +8,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from modelsec.attacks.poisoning import Poisoned, attack_success, badnets, patch
+from modelsec.attacks.poisoning import attack_success, badnets, patch
 from modelsec.cleaning.entropy import flag_low_entropy, strip
 from modelsec.cleaning.poison import (
     activation_clustering,
@@ -66,7 +66,8 @@ def one_backdoor(data: Data, kind: str, rate: float, seed: int) -> dict[str, Any
         carry the target's label, the share of the poison that it found, the share of clean images
         that it removed, and accuracy and attack success after removal and training again. For
         STRIP as a guard of the model in use also the shares of test images that it stops, with
-        the trigger and without.
+        the trigger and without; for clustering "judge", the same two measures of the network that
+        reads the suspects, and "cut", the share of the poison that was among them.
     """
     target = (7 + 3 * seed) % 10
     source = None if kind == "any" else (target + 5) % 10
@@ -90,40 +91,40 @@ def one_backdoor(data: Data, kind: str, rate: float, seed: int) -> dict[str, Any
     overlays, clean = data.x_test[:250], data.x_test[250:500]
     other = y_test != target if source is None else y_test == source
     low = [
-        strip(model, x, overlays, generator=torch.Generator().manual_seed(seed))
-        for x in (planted.x, clean, x_test, trigger.stamp(x_test[other]))
+        strip(model, images, overlays, generator=torch.Generator().manual_seed(seed))
+        for images in (planted.x, clean, x_test, trigger.stamp(x_test[other]))
     ]
-    stopped = [float(flag_low_entropy(x, low[1]).double().mean()) for x in low[2:]]
+    stopped = [float(flag_low_entropy(guarded, low[1]).double().mean()) for guarded in low[2:]]
     result["guard"] = dict(zip(("clean", "triggered"), stopped, strict=True))
-    detected = _by_features(model, planted, data.x_test[:500], data.y_test[:500], seed)
+    x, y = planted.x, planted.y
+    features = last_features(model, x)
+    clean_features = last_features(model, data.x_test[:500])
+    white = whiten(features, y, clean_features, data.y_test[:500])
+    clusters = activation_clustering(features, y, seed=seed)
+    judge = train(x[~clusters.smaller], y[~clusters.smaller], seed)
+    detected = {
+        "spectral": _spectral(features, y),
+        "whitened": _spectral(white, y),
+        "clustering": (clusters.scores, reclassify(judge, x, y, clusters.smaller)),
+    }
     detected["strip"] = low[0], flag_low_entropy(low[0], low[1])
     among = planted.y == target
     for name, (scores, flagged) in detected.items():
-        again = train(planted.x[~flagged], planted.y[~flagged], seed)
+        again = train(x[~flagged], y[~flagged], seed)
         result[name] = {
             "auroc": float(roc_auc_score(planted.mask[among], scores[among])),
             "found": float(flagged[planted.mask].double().mean()),
             "lost": float(flagged[~planted.mask].double().mean()),
             "after": measure(again),
         }
+    result["clustering"]["judge"] = measure(judge)
+    result["clustering"]["cut"] = float(clusters.smaller[planted.mask].double().mean())
     return result
 
 
-def _by_features(
-    model: nn.Module, planted: Poisoned, x_clean: Tensor, y_clean: Tensor, seed: int
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Each detector's scores, and what it flags: without a look at ``planted.mask``."""
-    x, y = planted.x, planted.y
-    features = last_features(model, x)
+def _spectral(features: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     tau = spectral_signatures(features, y)
-    white = spectral_signatures(whiten(features, y, last_features(model, x_clean), y_clean), y)
-    clusters = activation_clustering(features, y, seed=seed)
-    without = train(x[~clusters.smaller], y[~clusters.smaller], seed)
-    return {
-        "spectral": (tau, flag_top(tau, y, eps=ASSUMED)),
-        "whitened": (white, flag_top(white, y, eps=ASSUMED)),
-        "clustering": (clusters.scores, reclassify(without, x, y, clusters.smaller)),
-    }
+    return tau, flag_top(tau, y, eps=ASSUMED)
 
 
 @study(
