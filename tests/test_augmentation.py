@@ -14,6 +14,9 @@ from torchvision.transforms import v2
 from modelsec import augmentation, models
 from modelsec.augmentation import METHODS, mix, transform_each, vary
 from modelsec.training import fit
+from modelsec.validation.corruptions import KINDS
+from modelsec.zoo.results import load_result
+from modelsec.zoo.studies import augmentation as augmentation_study
 
 TRANSFORMS = {
     "geometric": augmentation.geometric(),
@@ -265,3 +268,40 @@ def test_mixup_lowers_confidence_between_classes() -> None:
         assert model(x).argmax(1).eq(y).all()
     assert spread["mixup"] < 0.5
     assert spread["mixup"] < spread["none"]
+
+
+# --- the studies ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", augmentation_study.IMAGES)
+def test_training_slices_are_balanced_and_differ_while_they_can(size: int) -> None:
+    slices = [augmentation_study.slice_of(size, seed) for seed in range(5)]
+    for x, y in slices:
+        assert len(x) == size
+        assert torch.equal(torch.bincount(y), torch.full((10,), size // 10))
+    others = [not torch.equal(slices[0][0], x) for x, _ in slices[1:]]
+    assert others == [size * seed % 4000 > 0 for seed in range(1, 5)]
+
+
+def test_every_network_takes_the_same_number_of_steps() -> None:
+    for images in (100, 1000):
+        steps: list[int] = []
+
+        def count(
+            model: nn.Module, x: Tensor, y: Tensor, progress: float, steps: list[int] = steps
+        ) -> Tensor:
+            steps.append(len(x))
+            return x
+
+        augmentation_study.train(lambda draws, count=count: count, images, seed=0, steps=20)
+        assert steps == [augmentation_study.BATCH] * 20
+
+
+def test_the_record_holds_every_method_size_and_seed() -> None:
+    rows = load_result("augmentation_curves")["rows"]
+    found = {(row["seed"], row["method"], row["images"]) for row in rows}
+    assert len(rows) == len(found) == 5 * len(METHODS) * len(augmentation_study.IMAGES)
+    assert {method for _, method, _ in found} == set(METHODS)
+    for row in rows:
+        assert row["pgd"]["0.1"] <= row["pgd"]["0.01"] <= row["test"] + 0.05
+        assert set(row["corrupted"]) == set(KINDS)
