@@ -71,6 +71,15 @@ def test_log_odds_is_the_log_of_the_odds_against_the_true_class() -> None:
     assert torch.allclose(nn.functional.softplus(log_odds(logits, y)), cross_entropy(logits, y))
 
 
+def test_log_odds_can_be_differentiated_twice_and_its_slope_is_a_softmax_of_the_others() -> None:
+    logits, y = sample()
+    logits.requires_grad_()
+    (slope,) = torch.autograd.grad(log_odds(logits, y).sum(), logits)
+    wanted = logits.detach().scatter(1, y[:, None], -torch.inf).softmax(1)
+    assert torch.allclose(slope, wanted.scatter(1, y[:, None], -1.0))
+    assert torch.autograd.gradgradcheck(lambda z: log_odds(z, y), logits)
+
+
 def test_margin_is_positive_exactly_when_the_sample_is_misclassified() -> None:
     logits, y = sample()
     assert torch.equal(margin(logits, y) > 0, logits.argmax(1) != y)

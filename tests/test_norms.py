@@ -54,6 +54,28 @@ def test_projection_ends_in_the_box(name: str) -> None:
 
 
 @every
+def test_confining_in_place_is_projecting(name: str) -> None:
+    """For a ball whose region was worked out before, and some of whose rows were dropped."""
+    norm, x = NORMS[name], rand(6, 3, 4, 4)
+    far, eps = x + rand(6, 3, 4, 4, seed=1) - 0.5, 0.1 * rand(6, 1, 1, 1, seed=2)
+    wanted, kept = norm.project(far.clone(), x, eps), torch.tensor([0, 2, 5])
+    first, second = norm.region(x, eps)
+    there = far[kept]
+    assert torch.equal(norm.confine_(there, (first[kept], second[kept])), wanted[kept])
+    assert torch.equal(there, wanted[kept])
+    assert not torch.equal(far, wanted)  # project left its argument alone
+
+
+@every
+def test_steepest_leaves_the_gradient_alone(name: str) -> None:
+    """Even one that is a single number in memory, as that of a sum over the pixels is."""
+    for gradient in (rand(3, 2, 5), torch.ones(1, 1, 1, dtype=torch.float64).expand(3, 2, 5)):
+        before = gradient.clone()
+        NORMS[name].steepest(gradient)
+        assert torch.equal(gradient, before)
+
+
+@every
 @pytest.mark.parametrize("scale", [1.0, 1e-6, 1e-30, 1e-42, 1e30])
 def test_steepest_step_has_norm_one_however_small_the_gradient(name: str, scale: float) -> None:
     gradient = (rand(5, 1, 4, 4).float() + 0.5) * (rand(5, 1, 4, 4, seed=3) - 0.5).sign() * scale

@@ -215,8 +215,8 @@ class Objective:
                 f"loss must return one value per sample, shape {tuple(y.shape)}, got {shape}: "
                 'in torch losses use reduction="none"'
             )
-        hit = logits.argmax(1) == y
-        return (-value, hit) if self.targeted else (value, ~hit)
+        answer = logits.argmax(1)
+        return (-value, answer == y) if self.targeted else (value, answer != y)
 
     def gradient(self, adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns (objective, reached, gradient (n, ...)) at ``adv``.

@@ -75,7 +75,8 @@ def fgsm(
         return x.clone()
     with inference(model):
         _, _, gradient = Objective(model, loss, targeted).gradient(x, y)
-    return ball.project(x + radius * ball.steepest(gradient), x, radius)
+    ascent = torch.addcmul(x, radius, ball.steepest(gradient))
+    return ball.confine_(ascent, ball.region(x, radius))
 
 
 @threat(
@@ -171,9 +172,8 @@ def pgd(
                 todo, gradient = search.drop(todo, gradient, reached)
                 if not len(todo.rows):
                     break
-                # on the new tensor that steepest returns: asking for more memory takes longer
-                # than the arithmetic
-                ascent = ball.steepest(gradient).mul_(todo.size).add_(todo.adv)
+                # adv + size * steepest(gradient), in one go
+                ascent = torch.addcmul(todo.adv, todo.size, ball.steepest(gradient))
                 todo = todo._replace(adv=ball.confine_(ascent, todo.region))
             else:
                 search.note(todo, *objective(todo.adv, todo.y), restart, steps)

@@ -44,10 +44,7 @@ class Norm(Protocol):
         """:meth:`project`, in place."""
 
     def steepest(self, gradient: Tensor) -> Tensor:
-        """The step d of norm 1 that maximises <gradient, d>; 0 where the gradient is 0.
-
-        A new tensor, never the gradient itself: the caller may write on it.
-        """
+        """The step d of norm 1 that maximises <gradient, d>; 0 where the gradient is 0."""
 
     def sample(self, x: Tensor, eps: Tensor, generator: torch.Generator | None) -> Tensor:
         """A random point, uniform in the eps-ball around ``x``, then clipped to the box."""
