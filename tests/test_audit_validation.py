@@ -65,7 +65,8 @@ def test_the_same_seed_gives_the_same_card(report: Report) -> None:
 
 
 def test_every_measure_of_the_default_gate_is_measured_by_an_audit() -> None:
-    full = audit(NET, DIGITS, n=60, radii=(0.03, 0.2), progress=False)
+    needed = {requirement.measure.split(".")[0] for requirement in DEFAULT}
+    full = audit(NET, DIGITS, n=60, radii=(0.03, 0.2), sections=needed, progress=False)
     assert {requirement.measure for requirement in DEFAULT} <= set(full.measures)
     assert not any("Not measured" in reason for reason in release_gate(full).reasons)
 
