@@ -195,7 +195,7 @@ def reliability_diagram(axes: Axes, bins: Any, title: str = "") -> None:
 
     Args:
         axes: where to draw.
-        bins: a :class:`modelsec.validation.Reliability`.
+        bins: a :class:`~modelsec.validation.calibration.Reliability`.
         title: above the diagram.
     """
     there = bins.count > 0

@@ -190,7 +190,8 @@ def _changed(solution: Any, p: Tensor, y: Tensor, budget: int) -> Tensor:
         different == budget,
         f"Exactly {budget} labels must be wrong; of yours {different} are.",
     )
-    return labels.long()
+    whole: Tensor = labels.long()
+    return whole
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ def corruption_report(
         model: maps (N, C, H, W) in [0, 1] to logits (N, K).
         x: (N, C, H, W) float in [0, 1].
         y: (N,) integer labels.
-        kinds: names from :data:`KINDS`; all if None.
+        kinds: names from :data:`~modelsec.validation.corruptions.KINDS`; all if None.
         severities: which of 1 to 5.
         seed: for the draws.
         batch_size: images per batch.
@@ -99,8 +99,8 @@ def corruption_report(
         The :class:`CorruptionReport`.
 
     Raises:
-        TypeError: as :func:`corrupt`.
-        ValueError: as :func:`corrupt`, or if no kind or no severity is asked for.
+        TypeError: as :func:`~modelsec.validation.corruptions.corrupt`.
+        ValueError: as :func:`~modelsec.validation.corruptions.corrupt`, or if no kind or no severity is asked for.
     """
     chosen, grades = list(KINDS if kinds is None else kinds), list(severities)
     if not chosen or not grades:
