@@ -31,7 +31,7 @@ def knn_distance(
         ValueError: if there are fewer than k neighbours, or the samples differ in shape.
 
     References:
-        Ramaswamy, Rastogi & Shim (2000), https://doi.org/10.1145/342009.335437.
+        Ramaswamy, Rastogi & Shim (2000), https://doi.org/10.1145/335191.335437.
     """
     among = x if reference is None else reference
     if x.shape[1:] != among.shape[1:]:
