@@ -20,12 +20,12 @@ from modelsec.cleaning.poison import (
     activation_clustering,
     flag_clusters,
     flag_top,
-    last_features,
     reclassify,
     spectral_signatures,
     whiten,
 )
 from modelsec.models import ConvNet, Net
+from modelsec.training import features as last_features
 
 few = settings(max_examples=25)
 fewer = settings(max_examples=8)  # clustering takes a while
@@ -62,7 +62,7 @@ def test_features_are_what_the_last_layer_is_given(make: Any) -> None:
     assert not found.requires_grad
     assert model.training
     assert not last._forward_pre_hooks
-    with pytest.raises(ValueError, match="linear layer"):
+    with pytest.raises(ValueError, match="Linear"):
         last_features(nn.Sequential(nn.Flatten()), x)
     with pytest.raises(ValueError, match="at least one input"):
         last_features(model, x[:0])
@@ -542,3 +542,26 @@ def np_state_kept() -> Iterator[None]:
         yield
     finally:
         np.random.set_state(state)  # noqa: NPY002
+
+
+# --- the record ----------------------------------------------------------------------------------
+
+
+def test_the_record_holds_every_rate_and_seed() -> None:
+    from modelsec.zoo.results import load_record
+    from modelsec.zoo.studies.poison import RATES
+
+    record = load_record("cleaning_poison")
+    for kind, rates in RATES.items():
+        assert list(record["result"][kind]) == [str(rate) for rate in sorted(rates)]
+        for rate, runs in record["result"][kind].items():
+            assert len(runs) == len(record["seeds"]) == 5
+            assert len({run["target"] for run in runs}) == 5
+            for run in runs:
+                for name in ("spectral", "whitened", "clustering", "strip"):
+                    found = run[name]["found"] * float(rate) * 4000
+                    assert found == pytest.approx(round(found), abs=1e-6)  # a count of images
+                    values = [run[name][key] for key in ("auroc", "found", "lost")]
+                    values += run[name]["after"].values()
+                    assert all(0 <= value <= 1 for value in values)
+                assert run["clustering"]["found"] <= run["clustering"]["cut"]
