@@ -20,7 +20,16 @@ with warnings.catch_warnings():  # without ipywidgets it falls back to a text ba
     warnings.simplefilter("ignore")
     from tqdm.auto import tqdm
 
-__all__ = ["Evaluation", "History", "Perturb", "evaluate", "fit", "inference", "progress_bar"]
+__all__ = [
+    "Evaluation",
+    "History",
+    "Perturb",
+    "evaluate",
+    "features",
+    "fit",
+    "inference",
+    "progress_bar",
+]
 
 Model = Callable[[Tensor], Tensor]
 Attack = Callable[[Model, Tensor, Tensor], Tensor]
@@ -193,6 +202,38 @@ def evaluate(
                 outcomes.append((model(inputs).argmax(1) == labels).cpu())
     correct = torch.cat(outcomes)
     return Evaluation(int(correct.sum()), len(correct), correct)
+
+
+def features(model: nn.Module, x: Tensor, *, grad: bool = False, batch_size: int = 500) -> Tensor:
+    """What a model's last linear layer is given: its own, most abstract description of an input.
+
+    Args:
+        model: has at least one ``nn.Linear``; the last one is that of the logits. In eval mode
+            meanwhile.
+        x: (N, ...) inputs on the model's device, at least one.
+        grad: keep the graph, so that an attacker can differentiate.
+        batch_size: inputs per batch.
+
+    Returns:
+        (N, D).
+
+    Raises:
+        ValueError: if the model has no linear layer, or there is no input.
+    """
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise ValueError(f"{type(model).__name__} has no nn.Linear, so no features before it")
+    if not len(x):
+        raise ValueError("features need at least one input")
+    seen: list[Tensor] = []
+    handle = linear[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        with inference(model), torch.set_grad_enabled(grad):
+            for batch in x.split(batch_size):
+                model(batch)
+    finally:
+        handle.remove()
+    return torch.cat([part.flatten(1) for part in seen])
 
 
 @contextmanager

@@ -13,10 +13,11 @@ from modelsec.data import photo_crops
 from modelsec.intervals import Proportion, bootstrap
 from modelsec.plot import COLORS
 from modelsec.tables import Table
+from modelsec.training import features
 from modelsec.validation.calibration import ece, ece_if_calibrated
 from modelsec.validation.corruption_report import CorruptionReport, corruption_report
 from modelsec.validation.metrics import logits
-from modelsec.validation.shift import Mahalanobis, auroc, energy, features
+from modelsec.validation.shift import Mahalanobis, auroc, energy
 
 __all__ = ["CORRUPTIONS", "SEVERITIES", "validation"]
 

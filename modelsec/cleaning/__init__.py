@@ -20,7 +20,6 @@ from modelsec.cleaning.poison import (
     activation_clustering,
     flag_clusters,
     flag_top,
-    last_features,
     reclassify,
     spectral_signatures,
     whiten,
@@ -33,6 +32,7 @@ from modelsec.cleaning.provenance import (
     verify,
     write_manifest,
 )
+from modelsec.training import features as last_features
 
 __all__ = [
     "Changes",

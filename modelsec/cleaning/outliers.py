@@ -59,7 +59,7 @@ def mahalanobis(x: Tensor, y: Tensor, reference: Tensor, reference_y: Tensor) ->
     the identity (scikit-learn's is used).
 
     Args:
-        x: (N, D) features, such as :func:`modelsec.cleaning.last_features` gives.
+        x: (N, D) features, such as :func:`modelsec.training.features` gives.
         y: (N,) given labels: distances are to the mean of the sample's own class.
         reference: (M, D) features that means and covariance are computed from.
         reference_y: (M,) their labels.

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from modelsec.training import inference
 
@@ -24,7 +24,6 @@ __all__ = [
     "activation_clustering",
     "flag_clusters",
     "flag_top",
-    "last_features",
     "reclassify",
     "spectral_signatures",
     "whiten",
@@ -32,34 +31,6 @@ __all__ = [
 
 Model = Callable[[Tensor], Tensor]
 Array = NDArray[np.float64]
-
-
-def last_features(model: nn.Module, x: Tensor, *, batch_size: int = 500) -> Tensor:
-    """What a network's last linear layer is given: its most abstract description of an image.
-
-    Args:
-        model: maps (N, ...) to logits; in eval mode meanwhile.
-        x: (N, ...) inputs on the model's device.
-        batch_size: inputs per batch.
-
-    Returns:
-        (N, D) features.
-
-    Raises:
-        ValueError: if the model has no linear layer, or ``x`` is empty.
-    """
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    if not layers or not len(x):
-        raise ValueError("last_features needs a model with a linear layer and at least one input")
-    seen: list[Tensor] = []
-    hook = layers[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].flatten(1)))
-    try:
-        with inference(model), torch.no_grad():
-            for batch in x.split(batch_size):
-                model(batch)
-    finally:
-        hook.remove()
-    return torch.cat(seen)
 
 
 def spectral_signatures(features: Tensor, y: Tensor) -> Tensor:
@@ -70,7 +41,7 @@ def spectral_signatures(features: Tensor, y: Tensor) -> Tensor:
     of different classes are not on one scale: compare them within a class.
 
     Args:
-        features: (N, D) float, R(x_i), such as :func:`last_features` gives.
+        features: (N, D) float, R(x_i), such as :func:`modelsec.training.features` gives.
         y: (N,) integer labels as they stand in the training set.
 
     Returns:
@@ -210,7 +181,7 @@ def activation_clustering(
     The rows are put in an order of their own first, so that the order of the data decides nothing.
 
     Args:
-        features: (N, D) float, such as :func:`last_features` gives.
+        features: (N, D) float, such as :func:`modelsec.training.features` gives.
         y: (N,) integer labels as they stand in the training set.
         components: how many dimensions to keep (fewer where a class has not so many).
         reduce: "ica", independent components, as in the paper; "pca", those of most variance.

@@ -3,6 +3,7 @@
 One module a question. Scores of shift grow as an input looks stranger, for every one of them.
 """
 
+from modelsec.training import features
 from modelsec.validation.calibration import (
     Reliability,
     Tempered,
@@ -34,7 +35,6 @@ from modelsec.validation.shift import (
     auroc,
     detect,
     energy,
-    features,
     msp,
     threshold,
 )

@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from modelsec.intervals import Proportion, bootstrap
-from modelsec.training import inference
 
-__all__ = ["Detection", "Mahalanobis", "auroc", "detect", "energy", "features", "msp", "threshold"]
+__all__ = ["Detection", "Mahalanobis", "auroc", "detect", "energy", "msp", "threshold"]
 
 
 def msp(logits: Tensor) -> Tensor:
@@ -52,37 +51,6 @@ def energy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
     return -temperature * (logits / temperature).logsumexp(1)
-
-
-def features(model: nn.Module, x: Tensor, *, grad: bool = False) -> Tensor:
-    """What the model's last linear layer is given: its own description of the input.
-
-    Args:
-        model: has at least one ``nn.Linear``; the last one is that of the logits.
-        x: (N, ...).
-        grad: keep the graph, so that an attacker can differentiate.
-
-    Returns:
-        (N, D).
-
-    Raises:
-        ValueError: if the model has no linear layer.
-    """
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    if not linear:
-        raise ValueError(f"{type(model).__name__} has no nn.Linear, so no features before it")
-    seen: list[Tensor] = []
-
-    def keep(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-        seen.append(inputs[0])
-
-    handle = linear[-1].register_forward_pre_hook(keep)
-    try:
-        with inference(model), torch.set_grad_enabled(grad):
-            model(x)
-    finally:
-        handle.remove()
-    return seen[-1].flatten(1)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,15 @@ digits = cache(data.mnist)
 
 
 def transition(rate: float, pairs: tuple[tuple[int, int], ...] = PAIRS) -> Tensor:
-    """A (10, 10) matrix: each pair's first digit is called its second with probability ``rate``."""
+    """A (10, 10) matrix: each pair's first digit is called its second with probability ``rate``.
+
+    Args:
+        rate: the probability, 0 to 1.
+        pairs: (true digit, what it is called); all other digits keep their label.
+
+    Returns:
+        The matrix.
+    """
     matrix = torch.eye(10)
     for true, called in pairs:
         matrix[true, true], matrix[true, called] = 1 - rate, rate
@@ -63,7 +71,15 @@ def judge(generator: torch.Generator) -> FitPredict:
 
 
 def counts(flagged: Tensor, flipped: Tensor) -> dict[str, int]:
-    """How many were flagged, how many were wrong, and how many were both."""
+    """How many were flagged, how many were wrong, and how many were both.
+
+    Args:
+        flagged: (N,) bool.
+        flipped: (N,) bool.
+
+    Returns:
+        "flagged", "wrong" and "found".
+    """
     return {
         "flagged": int(flagged.sum()),
         "wrong": int(flipped.sum()),

@@ -13,14 +13,13 @@ from modelsec.cleaning.entropy import flag_low_entropy, strip
 from modelsec.cleaning.poison import (
     activation_clustering,
     flag_top,
-    last_features,
     reclassify,
     spectral_signatures,
     whiten,
 )
 from modelsec.data import Data, mnist
 from modelsec.models import ConvNet, fresh
-from modelsec.training import evaluate, fit
+from modelsec.training import evaluate, features, fit
 from modelsec.zoo.results import study
 
 __all__ = ["cleaning_poison", "one_backdoor", "train"]
@@ -97,13 +96,13 @@ def one_backdoor(data: Data, kind: str, rate: float, seed: int) -> dict[str, Any
     stopped = [float(flag_low_entropy(guarded, low[1]).double().mean()) for guarded in low[2:]]
     result["guard"] = dict(zip(("clean", "triggered"), stopped, strict=True))
     x, y = planted.x, planted.y
-    features = last_features(model, x)
-    clean_features = last_features(model, data.x_test[:500])
-    white = whiten(features, y, clean_features, data.y_test[:500])
-    clusters = activation_clustering(features, y, seed=seed)
+    found = features(model, x)
+    clean_found = features(model, data.x_test[:500])
+    white = whiten(found, y, clean_found, data.y_test[:500])
+    clusters = activation_clustering(found, y, seed=seed)
     judge = train(x[~clusters.smaller], y[~clusters.smaller], seed)
     detected = {
-        "spectral": _spectral(features, y),
+        "spectral": _spectral(found, y),
         "whitened": _spectral(white, y),
         "clustering": (clusters.scores, reclassify(judge, x, y, clusters.smaller)),
     }
