@@ -1,4 +1,4 @@
-"""Our iterates equal those of torchattacks, Foolbox and ART: from the same start, by the same step rule.
+"""Our iterates equal those of torchattacks, Foolbox, ART and adv-lib: from the same start, by the same step rule.
 
 The peers return their last iterate, so each is run with 1, 2, ... steps, and compared with what our callback sees.
 All of them climb cross-entropy; a mean over the batch in place of a sum changes no direction.
@@ -9,6 +9,7 @@ Where the peers' rules differ from ours, and what is compared then:
   On images of which the network is sure that shortens the step; we pass it an epsilon of 0 and compare all images.
 * ART's PGD clips to the box before it projects on the l2 ball, we (as Foolbox and torchattacks) after. The two agree
   where the box is out of reach, so ART's l2 attacks are compared on images of lower contrast, from 0.25 to 0.75.
+* adv-lib returns the point that fools, or the clean image. Its model is asked about its iterates. No PGD in l2.
 """
 
 import sys
@@ -45,14 +46,14 @@ class Row(NamedTuple):
 
 
 def test_iterates_agree_with_the_peers(capfd: pytest.CaptureFixture[str]) -> None:
-    rows = [row for compare in (torchattacks, foolbox, art) for row in compare()]
+    rows = [row for compare in (torchattacks, foolbox, art, adv_lib) for row in compare()]
     with capfd.disabled():  # on stderr, which reaches the terminal from pytest-xdist's workers too
         print(table(rows), file=sys.stderr)
     assert {(row.library, row.attack, row.norm) for row in rows} >= {
         (library, "pgd", norm)
         for library in ("torchattacks", "foolbox", "adversarial-robustness-toolbox")
         for norm in ("linf", "l2")
-    }
+    } | {("adv-lib", "pgd", "linf")}
     for row in rows:
         assert row.images >= 64, row
         assert row.difference <= TOLERANCE, row
@@ -204,3 +205,24 @@ def art() -> Iterator[Row]:
 
         yield worst("adversarial-robustness-toolbox", "fgsm", norm, one_step, contrast)
         yield worst("adversarial-robustness-toolbox", "pgd", norm, path, contrast)
+
+
+def adv_lib() -> Iterator[Row]:
+    from benchmarks.libraries import without_visdom
+
+    without_visdom()
+    from adv_lib.attacks import pgd_linf
+
+    def path(model: nn.Module, x: Tensor, y: Tensor) -> float:
+        asked: list[Tensor] = []
+
+        def watched(images: Tensor) -> Tensor:
+            asked.append(images.detach())
+            return model(images)
+
+        rule = {"absolute_step_size": STEP_SIZE["linf"], "random_init": False}
+        # one step more: it is not asked about its last point
+        pgd_linf(watched, x, y, EPS["linf"], steps=STEPS + 1, **rule)
+        return gap(iterates(model, x, y, "linf"), asked[1:])
+
+    yield worst("adv-lib", "pgd", "linf", path)
