@@ -142,13 +142,13 @@ def machine(results: Results) -> str:
     """What it was measured on, as a table."""
     facts = {"measured on": results["date"], **results["machine"]}
     facts["versions"] = ", ".join(f"{name} {v}" for name, v in results["versions"].items())
-    return repr(Table({"": key, "this run": value} for key, value in facts.items()))
+    return repr(Table({"what": key, "in this run": value} for key, value in facts.items()))
 
 
 def spread(row: Results, key: str) -> str:
     """A median with its quartiles."""
     low, middle, high = row[key]
-    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+    return f"{middle:.2f} ({low:.2f}–{high:.2f})"
 
 
 def table(results: Results, race: Results) -> str:
@@ -181,9 +181,8 @@ def sizes_table(races: list[Results]) -> str:
     for race in races:
         floor = race["rows"]["floor"]["cpu seconds"] / race["steps"]
         row = {
-            "network": NETS[race["model"]].split()[0],
-            "batch": race["batch"],
-            "norm": norm(race),
+            "network, batch": f"{NETS[race['model']].split()[0]}, {race['batch']}"
+            + (", l2" if race["norm"] == "l2" else ""),
             "a gradient": seconds(floor),
         }
         for name, times in race["rows"].items():
