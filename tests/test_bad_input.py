@@ -162,6 +162,7 @@ def test_training_and_evaluation_refuse_bad_labels(fault: str) -> None:
         evaluate(model(), X[:0], Y[:0])
 
 
-def test_cross_entropy_does_not_take_one_hot_rows_for_probabilities() -> None:
+def test_cross_entropy_does_not_take_one_hot_rows_of_integers() -> None:
+    """Rows of probabilities (floats) are soft targets; integers are class indices."""
     with pytest.raises(RuntimeError, match="target"):
-        cross_entropy(torch.zeros(4, 3), torch.eye(4)[:, :3])
+        cross_entropy(torch.zeros(4, 3), torch.eye(4)[:, :3].long())

@@ -16,6 +16,7 @@ __all__ = ["data"]
 
 MOST = 4000  # training samples that are looked at: the search for copies grows with their number
 WIDE = 32  # larger images are averaged down before they are compared
+COARSE = 14  # and for the regression, whose cost grows with the pixels
 MANY_ISSUES = 0.05  # of MNIST-5k as it is about a third of this is flagged
 UNEVEN = 0.2  # smallest class by largest
 
@@ -26,7 +27,8 @@ def data(subject: Subject) -> Section:
     found = subject.data
     x, y = found.x_train[:MOST], found.y_train[:MOST]
     both = torch.cat([found.y_train, found.y_test])
-    outside = int(((both < 0) | (both >= len(found.classes))).sum())
+    classes = len(found.classes) or int(both.max()) + 1  # a bare pair (x, y) names none
+    outside = int(((both < 0) | (both >= classes)).sum())
     warnings = [f"{outside} labels name no class"] if outside else []
     rows = [("labels out of range", str(Proportion(outside, len(both))), "")]
     measures: dict[str, float | Proportion] = {"out_of_range": Proportion(outside, len(both))}
@@ -36,7 +38,7 @@ def data(subject: Subject) -> Section:
             "warning" if outside else "skipped",
             measures,
         )
-    sizes = y[(y >= 0) & (y < len(found.classes))].bincount(minlength=len(found.classes))
+    sizes = y[(y >= 0) & (y < classes)].bincount(minlength=classes)
     balance = float(sizes.min() / sizes.max().clamp_min(1))
     measures["balance"] = balance
     rows.append(("smallest class by largest", f"{balance:.3f}", f"{sizes.tolist()} samples"))
@@ -71,8 +73,8 @@ def data(subject: Subject) -> Section:
     )
 
 
-def _small(x: Tensor) -> Tensor:
-    return F.adaptive_avg_pool2d(x, WIDE) if max(x.shape[-2:]) > WIDE else x
+def _small(x: Tensor, most: int = WIDE) -> Tensor:
+    return F.adaptive_avg_pool2d(x, most) if max(x.shape[-2:]) > most else x
 
 
 def _issues(x: Tensor, y: Tensor, subject: Subject) -> Proportion | None:
@@ -80,5 +82,5 @@ def _issues(x: Tensor, y: Tensor, subject: Subject) -> Proportion | None:
     sizes = y.bincount()
     if len(sizes) < 2 or int(sizes[sizes > 0].min()) < 5:
         return None
-    p = out_of_fold_probabilities(x, y, logistic, generator=subject.generator())
+    p = out_of_fold_probabilities(_small(x, COARSE), y, logistic, generator=subject.generator())
     return Proportion(int(find_label_issues(p, y).sum()), len(y))
