@@ -215,7 +215,11 @@ def test_every_module_is_on_a_reference_page() -> None:
     for name in pages():
         if name.startswith("reference/"):
             shown |= read(name).ids
+    # the command line has a page of its own; studies are run by name, not imported
+    elsewhere = {"__main__.py", "studies"}
     for path in (ROOT / "modelsec").rglob("*.py"):
+        if elsewhere & set(path.parts):
+            continue
         module = path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
         module = module.removesuffix(".__init__")
         exported = re.search(r"^__all__ = \[(.*?)\]", path.read_text(), re.S | re.M)

@@ -197,10 +197,9 @@ def _text(value: object) -> str:
 
 
 def _html(found: Section, unfolded: bool) -> str:
-    badge = (
-        f'<span style="color: {_COLOR[found.verdict]}; font-weight: bold">{_SIGN[found.verdict]} '
-        f"{found.verdict}</span>"
-    )
+    # colour stands beside the words, never in them: it has to be read on white and on black
+    bar = f"border-left: 4px solid {_COLOR[found.verdict]}; padding-left: 0.6em"
+    badge = f"<strong>{_SIGN[found.verdict]} {found.verdict}</strong>"
     details = ""
     if found.measures and not found.table:  # a table tells the same numbers better
         rows = Table({"measure": k, "value": _number(v)} for k, v in found.measures.items())
@@ -214,7 +213,8 @@ def _html(found: Section, unfolded: bool) -> str:
         details = (
             f"<details{is_open}><summary>{_text(found.title)}: details</summary>{details}</details>"
         )
-    return f"<p>{badge} <strong>{_text(found.title)}.</strong> {_text(found.summary)}</p>{details}"
+    title, summary = _text(found.title), _text(found.summary)
+    return f'<p style="{bar}">{badge} &middot; <strong>{title}.</strong> {summary}</p>{details}'
 
 
 def _picture(figure: Figure, alt: str) -> str:
