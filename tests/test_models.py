@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from generators import global_generators_untouched
 from torch import nn
 
-from modelsec.models import ConvNet, Net, Normalize
+from modelsec.models import ConvNet, Net, Normalize, fresh
 
 
 def parameters(model: nn.Module) -> int:
@@ -65,3 +66,18 @@ def test_the_first_layer_normalises_so_eps_means_pixels(build) -> None:
     assert isinstance(build()[0], Normalize)
     assert build()[0].mean.item() == pytest.approx(0.1307)
     assert build()[0].std.item() == pytest.approx(0.3081)
+
+
+def test_fresh_draws_the_first_weights_from_its_generator_alone() -> None:
+    def weights(seed: int) -> torch.Tensor:
+        return fresh(Net, torch.Generator().manual_seed(seed))[2].weight
+
+    with global_generators_untouched():
+        first, again, other = weights(0), weights(0), weights(1)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        mine = fresh(Net)[2].weight
+        torch.manual_seed(3)
+        assert torch.equal(mine, Net()[2].weight)
