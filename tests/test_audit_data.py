@@ -57,6 +57,13 @@ def test_test_images_in_the_training_half_are_counted() -> None:
     assert result.verdict == "warning"
 
 
+def test_a_test_image_with_two_copies_counts_once() -> None:
+    data = sound()
+    twice = data.x_test[:1].repeat(2, 1, 1, 1)
+    result = found(replace(data, x_train=torch.cat([twice, data.x_train[2:]])))
+    assert result.measures["leaked_exact"].hits == result.measures["leaked_near"].hits == 1
+
+
 def test_only_the_test_images_that_are_audited_count() -> None:
     data = sound()
     leaky = replace(data, x_train=torch.cat([data.x_test[-4:], data.x_train[4:]]))
