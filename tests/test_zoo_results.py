@@ -13,6 +13,7 @@ from modelsec.zoo.results import load_record, load_result, make_result, recorded
 @pytest.fixture
 def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A registry and a folder of records of the test's own."""
+    studies()  # a module registers its studies once, when it is imported: not into the sandbox
     monkeypatch.setattr(results, "_registry", {})
     monkeypatch.setattr(results, "_RECORDED", tmp_path)
 
