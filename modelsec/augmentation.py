@@ -7,14 +7,14 @@ draws for every image (or small group), from a generator of the caller's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 
+from modelsec.models import drawing_from
 from modelsec.training import Perturb
 
 __all__ = [
@@ -139,7 +139,7 @@ def transform_each(
     _check(x, group)
     if not len(x):
         return x.clone()
-    with _drawing_from(generator):
+    with drawing_from(generator):
         changed = torch.cat([transform(part) for part in x.split(group)])
     if changed.shape != x.shape:
         raise ValueError(
@@ -187,7 +187,7 @@ def mix(transform: Transform, *, generator: torch.Generator | None = None) -> Pe
 
     def perturb(model: nn.Module, x: Tensor, y: Tensor, progress: float) -> tuple[Tensor, Tensor]:
         _check(x, 1)
-        with _drawing_from(generator):
+        with drawing_from(generator):
             mixed, targets = transform(x, y)
         return mixed, targets.to(mixed.dtype)
 
@@ -221,18 +221,6 @@ def _on_bytes(transform: v2.Transform) -> v2.Transform:
     """A transform that torchvision defines for bytes, for floats in [0, 1]."""
     there = v2.ToDtype(torch.uint8, scale=True)
     return v2.Compose([there, transform, v2.ToDtype(torch.float32, scale=True)])
-
-
-@contextmanager
-def _drawing_from(generator: torch.Generator | None) -> Iterator[None]:
-    """Let code that knows only the global generators draw from ours; put them back afterwards."""
-    if generator is None:
-        yield
-        return
-    seed = torch.randint(2**31, (), generator=generator, device=generator.device)
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(int(seed))
-        yield
 
 
 def _check(x: Tensor, group: int) -> None:

@@ -6,13 +6,14 @@ perturbation of size eps always means eps in pixel values, for every model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ConvNet", "Net", "Normalize", "fresh"]
+__all__ = ["ConvNet", "Net", "Normalize", "drawing_from", "fresh"]
 
 
 class Normalize(nn.Module):
@@ -105,6 +106,22 @@ class ConvNet(nn.Sequential):
         )
 
 
+@contextmanager
+def drawing_from(generator: torch.Generator | None) -> Iterator[None]:
+    """Let code that knows only torch's global generators draw from ``generator`` meanwhile.
+
+    They are seeded from it and put back afterwards, those of the CPU and of CUDA devices. With
+    None nothing is done: such code draws from the global generators as ever.
+    """
+    if generator is None:
+        yield
+        return
+    seed = torch.randint(2**31, (), generator=generator, device=generator.device)
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(int(seed))
+        yield
+
+
 def fresh(build: Callable[[], nn.Module], generator: torch.Generator | None = None) -> nn.Module:
     """A network whose first weights are drawn from ``generator``.
 
@@ -118,9 +135,5 @@ def fresh(build: Callable[[], nn.Module], generator: torch.Generator | None = No
     Returns:
         The untrained network, on the CPU.
     """
-    if generator is None:
-        return build()
-    seed = torch.randint(2**31, (), generator=generator, device=generator.device)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(seed))
+    with drawing_from(generator):
         return build()

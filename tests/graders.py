@@ -1,8 +1,8 @@
 """What every grader keeps to; a chapter's test file hands in its right and wrong answers.
 
 A file `test_check_<chapter>.py` holds two tables, RIGHT: grader -> answers, and WRONG: grader -> (answer, words of the
-sentence it gets), three or more of each, and runs the functions below over them. `test_check.py` sees that no grader is
-left out.
+sentence it gets), three or more of each, and names in VALUES the graders whose answer is no function. `test_graders.py`
+runs over all of them, and sees that no grader is left out.
 """
 
 import importlib
@@ -66,12 +66,14 @@ def is_todo(name: str, stub: Any) -> None:
     assert feedback.message.startswith("Not done yet")
 
 
-def all_answers() -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
-    """RIGHT and WRONG of all chapters."""
+def all_answers() -> tuple[dict[str, list[Any]], dict[str, list[Any]], set[str]]:
+    """RIGHT, WRONG and VALUES of all chapters."""
     right: dict[str, list[Any]] = {}
     wrong: dict[str, list[Any]] = {}
+    values: set[str] = set()
     for path in sorted(Path(__file__).parent.glob("test_check*.py")):
         module = importlib.import_module(path.stem)
         right |= getattr(module, "RIGHT", {})
         wrong |= getattr(module, "WRONG", {})
-    return right, wrong
+        values |= getattr(module, "VALUES", set())
+    return right, wrong, values

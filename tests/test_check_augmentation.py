@@ -4,10 +4,8 @@ import math
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 import torch.nn.functional as F
-from graders import STUBS, each, is_todo, is_told, passes
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -205,18 +203,4 @@ WRONG: dict[str, list[tuple[Any, str]]] = {
     ],
 }  # fmt: skip
 
-
-@each(RIGHT)
-def test_right_answers_pass(name: str, answer: Any) -> None:
-    passes(name, answer)
-
-
-@each(WRONG)
-def test_wrong_answers_get_the_sentence_that_helps(name: str, answer: Any) -> None:
-    is_told(name, answer)
-
-
-@pytest.mark.parametrize("name", RIGHT)
-@pytest.mark.parametrize("stub", STUBS)
-def test_the_stub_is_not_done_yet(name: str, stub: Any) -> None:
-    is_todo(name, ... if name == "mixup_floor" and callable(stub) else stub)
+VALUES = {"mixup_floor"}  # its answer is a number, no function

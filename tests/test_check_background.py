@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from graders import GRADERS, STUBS, each, is_todo, is_told, passes
+from graders import is_todo, passes
 
 from modelsec import attacks
 from modelsec.attacks.norms import NORMS
@@ -195,23 +195,7 @@ WRONG: dict[str, list[tuple[Any, str]]] = {
 }
 
 
-@each(RIGHT)
-def test_right_answers_pass(name: str, answer: Any) -> None:
-    passes(name, answer)
-
-
-@each(WRONG)
-def test_wrong_answers_get_the_sentence_that_helps(name: str, answer: Any) -> None:
-    is_told(name, answer)
-
-
 VALUES = {"violations", "threat_card"}  # exercises whose answer is no function
-
-
-@pytest.mark.parametrize("name", RIGHT)
-@pytest.mark.parametrize("stub", STUBS)
-def test_the_stub_is_not_done_yet(name: str, stub: Any) -> None:
-    is_todo(name, ... if name in VALUES and callable(stub) else stub)
 
 
 @pytest.mark.parametrize(
@@ -219,11 +203,6 @@ def test_the_stub_is_not_done_yet(name: str, stub: Any) -> None:
 )
 def test_a_table_with_gaps_is_not_done_yet(stub: dict[str, Any]) -> None:
     is_todo("violations", stub)
-
-
-@pytest.mark.parametrize("name", sorted(set(RIGHT) - VALUES))
-def test_what_the_reader_s_code_raises_becomes_feedback(name: str) -> None:
-    assert "ZeroDivisionError" in GRADERS[name](lambda *_: 1 / 0).message
 
 
 @pytest.mark.parametrize(("seed", "grid"), [(6, (0.02, 0.05, 0.1, 0.2)), (7, (0.03, 0.08, 0.15))])

@@ -4,9 +4,7 @@ import math
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
-from graders import STUBS, each, is_todo, is_told, passes
 from torch import Tensor
 
 from modelsec.cleaning import spectral_signatures, whiten
@@ -137,20 +135,4 @@ WRONG: dict[str, list[tuple[Any, str]]] = {
     ],
 }
 
-
-@each(RIGHT)
-def test_right_answers_pass(name: str, answer: Any) -> None:
-    passes(name, answer)
-
-
-@each(WRONG)
-def test_wrong_answers_get_the_sentence_that_helps(name: str, answer: Any) -> None:
-    is_told(name, answer)
-
-
-@pytest.mark.parametrize("name", RIGHT)
-@pytest.mark.parametrize("stub", STUBS)
-def test_the_stub_is_not_done_yet(name: str, stub: Any) -> None:
-    if name == "planted_share" and callable(stub):
-        stub = ...  # its answer is a number
-    is_todo(name, stub)
+VALUES = {"planted_share"}  # its answer is a number, no function

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from graders import STUBS, each, is_todo, is_told, passes
+from graders import is_todo
 
 from modelsec.data import mnist
 from modelsec.training import evaluate
@@ -191,22 +191,9 @@ WRONG: dict[str, list[tuple[Any, str]]] = {
 }
 
 
-@each(RIGHT)
-def test_right_answers_pass(name: str, answer: Any) -> None:
-    passes(name, answer)
-
-
-@each(WRONG)
-def test_wrong_answers_get_the_sentence_that_helps(name: str, answer: Any) -> None:
-    is_told(name, answer)
-
-
-@pytest.mark.parametrize("name", [name for name in RIGHT if name != "images_needed"])
-@pytest.mark.parametrize("stub", STUBS)
-def test_the_stub_is_not_done_yet(name: str, stub: Any) -> None:
-    is_todo(name, stub)
-
-
 @pytest.mark.parametrize("stub", [..., None])
 def test_no_number_is_not_done_yet(stub: Any) -> None:
     is_todo("images_needed", stub)
+
+
+VALUES = {"images_needed"}  # its answer is a number, no function

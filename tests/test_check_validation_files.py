@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
-from graders import STUBS, each, is_todo, is_told, passes
 
 from modelsec.check import validation_files
 from modelsec.intervals import wilson
@@ -191,22 +189,6 @@ WRONG: dict[str, list[tuple[Any, str]]] = {
         (lambda m, limit: m is not None and m.interval[0] <= limit, "990 of 1000"),
     ],
 }  # fmt: skip
-
-
-@each(RIGHT)
-def test_right_answers_pass(name: str, answer: Any) -> None:
-    passes(name, answer)
-
-
-@each(WRONG)
-def test_wrong_answers_get_the_sentence_that_helps(name: str, answer: Any) -> None:
-    is_told(name, answer)
-
-
-@pytest.mark.parametrize("name", RIGHT)
-@pytest.mark.parametrize("stub", STUBS)
-def test_the_stub_is_not_done_yet(name: str, stub: Any) -> None:
-    is_todo(name, stub)
 
 
 def test_the_grader_s_pickles_are_what_it_says() -> None:
