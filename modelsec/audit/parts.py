@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -34,6 +33,7 @@ class Subject:
         norm: the norm of the attacks.
         radii: their sizes, rising, in pixels of [0, 1].
         seed: for all that is drawn.
+        cache: what one section measured and another may use: key -> value.
     """
 
     model: Model
@@ -43,6 +43,7 @@ class Subject:
     norm: str = "linf"
     radii: tuple[float, ...] = RADII["linf"]
     seed: int = 0
+    cache: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def x(self) -> Tensor:
@@ -57,11 +58,6 @@ class Subject:
     def generator(self) -> torch.Generator:
         """A fresh generator with the audit's seed, so that a section does not depend on others."""
         return torch.Generator().manual_seed(self.seed)
-
-    @cached_property
-    def cache(self) -> dict[Any, Any]:
-        """What one section measured and another may use: key -> value."""
-        return {}
 
 
 @dataclass(frozen=True)
