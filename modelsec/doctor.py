@@ -26,7 +26,7 @@ __all__ = ["Check", "as_json", "as_text", "examine", "healthy"]
 _PROJECT = (
     Path(__file__).resolve().parent.parent
 )  # in a clone; elsewhere it holds no pyproject.toml
-_MODULES = {"scikit-learn": "sklearn"}  # where it is not the package's name
+_MODULES = {"pillow": "PIL", "scikit-learn": "sklearn"}  # where it is not the package's name
 _EXTRAS = {
     "jupyterlab": "opens the notebooks",
     "ipywidgets": "draws progress bars in notebooks",
