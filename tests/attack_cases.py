@@ -18,8 +18,11 @@ from modelsec.threat import registry
 for found in pkgutil.walk_packages(modelsec.attacks.__path__, "modelsec.attacks."):
     importlib.import_module(found.name)
 
+# Those that are given a radius. Minimum-norm attacks look for one, and have a contract of their own.
 EVASION = {
-    name: entry for name, entry in sorted(registry.items()) if entry.threat.goal == "evasion"
+    name: entry
+    for name, entry in sorted(registry.items())
+    if entry.threat.goal == "evasion" and "eps" in inspect.signature(entry.function).parameters
 }
 PAIRS = [(name, norm) for name, entry in EVASION.items() for norm in entry.threat.norms]
 

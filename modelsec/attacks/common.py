@@ -8,9 +8,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 
-from modelsec.attacks.norms import NORMS, Norm, Region, per_sample
+from modelsec.attacks.norms import NORMS, Norm, Region, per_sample, readable
 from modelsec.losses import SampleLoss
 
 __all__ = [
@@ -182,11 +181,6 @@ def check_start(start: Tensor, x: Tensor, radius: Tensor, ball: Norm) -> Tensor:
     if readable(x) and not torch.allclose(start, inside, rtol=0, atol=1e-6):
         raise ValueError("start must lie within eps of x and in [0, 1]")
     return inside
-
-
-def readable(x: Tensor) -> bool:
-    """False for tensors that have a shape but no values (device "meta", FakeTensorMode)."""
-    return x.device.type != "meta" and not isinstance(x, FakeTensor)
 
 
 class Objective:

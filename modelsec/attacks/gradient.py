@@ -75,8 +75,7 @@ def fgsm(
         return x.clone()
     with inference(model):
         _, _, gradient = Objective(model, loss, targeted).gradient(x, y)
-    ascent = torch.addcmul(x, radius, ball.steepest(gradient))
-    return ball.confine_(ascent, ball.region(x, radius))
+    return ball.confine_(ball.step(x, radius, gradient), ball.region(x, radius))
 
 
 @threat(
@@ -111,7 +110,7 @@ def pgd(
     ``x_{t+1} = P(x_t + step_size * d_t)``, where d_t is the steepest ascent direction of the loss
     in the norm (its sign for linf) and P projects on the eps-ball around x and on [0, 1].
     Without its bookkeeping the loop below is
-    ``repeat steps times: adv = project(adv + size * steepest(gradient(adv)))``;
+    ``repeat steps times: adv = project(step(adv, size, gradient(adv)))``;
     the bookkeeping keeps each sample's worst point and, with early stop, drops the fooled ones.
 
     Args:
@@ -172,8 +171,7 @@ def pgd(
                 todo, gradient = search.drop(todo, gradient, reached)
                 if not len(todo.rows):
                     break
-                # adv + size * steepest(gradient), in one go
-                ascent = torch.addcmul(todo.adv, todo.size, ball.steepest(gradient))
+                ascent = ball.step(todo.adv, todo.size, gradient)
                 todo = todo._replace(adv=ball.confine_(ascent, todo.region))
             else:
                 search.note(todo, *objective(todo.adv, todo.y), restart, steps)

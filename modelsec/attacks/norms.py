@@ -1,4 +1,4 @@
-"""The three things an attack needs to know of a norm: project, steepest, sample.
+"""What an attack needs to know of a norm: project, steepest (and step), sample.
 
 With them the loop of projected gradient ascent is written once for all norms.
 Shapes: x, adv, gradient (N, ...); eps (N, 1, ...), which broadcasts against them.
@@ -15,11 +15,17 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
-__all__ = ["L2", "NORMS", "Linf", "Norm", "Region", "per_sample"]
+__all__ = ["L1", "L2", "NORMS", "Linf", "Norm", "Region", "per_sample", "readable"]
 
 Region = tuple[Tensor, Tensor]
 """Two tensors that broadcast against a batch, one row per sample."""
+
+
+def readable(x: Tensor) -> bool:
+    """False for tensors that have a shape but no values (device "meta", FakeTensorMode)."""
+    return x.device.type != "meta" and not isinstance(x, FakeTensor)
 
 
 class Norm(Protocol):
@@ -45,6 +51,9 @@ class Norm(Protocol):
 
     def steepest(self, gradient: Tensor) -> Tensor:
         """The step d of norm 1 that maximises <gradient, d>; 0 where the gradient is 0."""
+
+    def step(self, adv: Tensor, size: Tensor, gradient: Tensor) -> Tensor:
+        """A step of length ``size`` uphill from ``adv``, not yet projected; a new tensor."""
 
     def sample(self, x: Tensor, eps: Tensor, generator: torch.Generator | None) -> Tensor:
         """A random point, uniform in the eps-ball around ``x``, then clipped to the box."""
@@ -74,6 +83,10 @@ class Linf:
     def steepest(self, gradient: Tensor) -> Tensor:
         """See :class:`Norm`. The dual of linf is l1, and its maximiser is the sign (NaN: 0)."""
         return gradient.sign()
+
+    def step(self, adv: Tensor, size: Tensor, gradient: Tensor) -> Tensor:
+        """See :class:`Norm`."""
+        return torch.addcmul(adv, size, self.steepest(gradient))
 
     def sample(self, x: Tensor, eps: Tensor, generator: torch.Generator | None) -> Tensor:
         """See :class:`Norm`."""
@@ -117,6 +130,10 @@ class L2:
             step.div_(per_sample(torch.where(size > 0, size, 1), step))
         return step
 
+    def step(self, adv: Tensor, size: Tensor, gradient: Tensor) -> Tensor:
+        """See :class:`Norm`."""
+        return torch.addcmul(adv, size, self.steepest(gradient))
+
     def sample(self, x: Tensor, eps: Tensor, generator: torch.Generator | None) -> Tensor:
         """See :class:`Norm`. In d dimensions the radius of a uniform point is u^(1/d)."""
         direction = _draw(torch.randn, x.shape, x, generator)
@@ -125,7 +142,94 @@ class L2:
         return (x + eps * direction).clamp(0, 1)
 
 
-NORMS: dict[str, Norm] = {"linf": Linf(), "l2": L2()}
+class L1:
+    """The sum of all changes: few pixels may change much, or many a little.
+
+    Ball and box cut each other: a corner of the l1 ball lies a whole eps away on one pixel, and no
+    pixel has that much room. Both ``step`` and ``confine_`` mind the box, as Croce & Hein (2021),
+    https://arxiv.org/abs/2103.01208, show they must: clipping after a projection on the ball alone
+    throws away most of the budget.
+    """
+
+    limit = float("inf")  # d for d pixels
+
+    def size(self, delta: Tensor) -> Tensor:
+        """See :class:`Norm`."""
+        return delta.flatten(1).abs().sum(1)
+
+    def project(self, adv: Tensor, x: Tensor, eps: Tensor) -> Tensor:
+        """See :class:`Norm`."""
+        return self.confine_(adv.clone(), self.region(x, eps))
+
+    def region(self, x: Tensor, eps: Tensor) -> Region:
+        """See :class:`Norm`. Centre and radius."""
+        return x, eps
+
+    def confine_(self, adv: Tensor, region: Region) -> Tensor:
+        """See :class:`Norm`. The nearest point (in l2) of ball and box together.
+
+        It changes pixel i by ``clip(|u_i| - cut, 0, room_i)`` where ``u = adv - x`` and room_i is
+        the way to the box's wall. The sum of these is a falling, piecewise linear function of the
+        cut; sorting its kinks shows where it meets eps (the paper's proposition 1).
+        """
+        x, eps = region
+        delta = adv.sub_(x)
+        way = delta.abs().flatten(1)
+        room = torch.where(delta > 0, 1 - x, x).flatten(1)
+        limit = eps.flatten()
+        over = torch.minimum(way, room).sum(1) > limit
+        if not readable(adv) or bool(over.any()):
+            way = way - torch.where(over, _cut(way, room, limit), 0)[:, None]
+        way = torch.minimum(way.clamp_min_(0), room)
+        size = way.sum(1)  # rounding may have left it a hair above eps
+        way *= torch.where(size > limit, limit / size, 1)[:, None]
+        return delta.sign_().mul_(way.view_as(x)).add_(x).clamp_(0, 1)
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        """See :class:`Norm`. The dual of l1 is linf: all goes to the pixel of largest slope."""
+        flat = gradient.nan_to_num(0, 0, 0).flatten(1)
+        first = flat.abs().argmax(1, keepdim=True)
+        slope = flat.gather(1, first).sign()
+        return torch.zeros_like(flat).scatter_(1, first, slope).view_as(gradient)
+
+    def step(self, adv: Tensor, size: Tensor, gradient: Tensor) -> Tensor:
+        """See :class:`Norm`. The steepest pixel up to the box's wall, then the next, and so on."""
+        slope = gradient.nan_to_num(0, 0, 0).flatten(1)
+        flat = adv.flatten(1)
+        room = torch.where(slope > 0, 1 - flat, flat).masked_fill_(slope == 0, 0)
+        order = slope.abs().argsort(dim=1, descending=True, stable=True)
+        room = room.gather(1, order)
+        left = size.flatten()[:, None] - (room.cumsum(1) - room)
+        move = torch.minimum(left.clamp_min_(0), room)
+        move = torch.zeros_like(move).scatter_(1, order, move)
+        return torch.addcmul(flat, slope.sign_(), move).view_as(adv)
+
+    def sample(self, x: Tensor, eps: Tensor, generator: torch.Generator | None) -> Tensor:
+        """See :class:`Norm`. Exponential lengths: d of d + 1 of them share the radius out."""
+        flat = x.flatten(1)
+        uniform = _draw(torch.rand, (len(flat), flat.shape[1] + 1), x, generator)
+        # 1 - u is never 0; in d dimensions the last share is what keeps the point off the surface
+        lengths = -torch.log1p(-uniform)
+        share = lengths[:, :-1] / lengths.sum(1, keepdim=True)
+        sign = _draw(torch.rand, flat.shape, x, generator).sub_(0.5).sign_()
+        return (x + eps * (share * sign).view_as(x)).clamp(0, 1)
+
+
+def _cut(way: Tensor, room: Tensor, eps: Tensor) -> Tensor:
+    """The cut (n,) at which ``clip(way - cut, 0, room)`` sums to eps; way, room (n, d)."""
+    # each pixel's share falls with slope -1 between the kinks way - room and way
+    kinks, order = torch.cat([way - room, way], 1).clamp_min(0).sort(1)
+    slopes = torch.cat([-torch.ones_like(way), torch.ones_like(way)], 1).gather(1, order)
+    slopes = slopes.cumsum(1)
+    falls = slopes[:, :-1] * kinks.diff(dim=1)
+    start = torch.minimum(way, room).sum(1, keepdim=True)
+    total = torch.cat([start, start + falls.cumsum(1)], 1)  # the sum at every kink
+    at = (total >= eps[:, None]).sum(1, keepdim=True).sub_(1).clamp_min_(0)  # the last one above eps
+    high, slope, kink = (part.gather(1, at)[:, 0] for part in (total, slopes, kinks))
+    return kink + torch.where(slope < 0, (eps - high) / slope, 0)
+
+
+NORMS: dict[str, Norm] = {"linf": Linf(), "l2": L2(), "l1": L1()}
 
 
 def per_sample(values: Tensor, x: Tensor) -> Tensor:
