@@ -13,6 +13,16 @@ from modelsec.check.cleaning import (
     quiet_flips,
 )
 from modelsec.check.cleaning_poison import planted_share, quiet_poison, spectral_score
+from modelsec.check.clinic import (
+    clinic_budget,
+    clinic_l1_step,
+    clinic_l2_step,
+    clinic_labels,
+    clinic_misses,
+    clinic_modes,
+    clinic_overshoot,
+    clinic_worst_case,
+)
 from modelsec.check.grading import Feedback, grader, require
 from modelsec.check.loss import cross_entropy, fgsm, risk_of_guessing, saturation, worst_case
 from modelsec.check.multiple_choice import quiz
@@ -28,6 +38,14 @@ from modelsec.check.validation_files import gate_rule, impulse_noise, pickle_glo
 __all__ = [
     "Feedback",
     "calibration_error",
+    "clinic_budget",
+    "clinic_l1_step",
+    "clinic_l2_step",
+    "clinic_labels",
+    "clinic_misses",
+    "clinic_modes",
+    "clinic_overshoot",
+    "clinic_worst_case",
     "cross_entropy",
     "fgsm",
     "fingerprint",
