@@ -1,4 +1,4 @@
-"""Attacks that follow the gradient of the loss with respect to the input: FGSM and PGD."""
+"""Attacks that follow the gradient of the loss by the input: FGSM, BIM, PGD, MI-FGSM."""
 
 from __future__ import annotations
 
@@ -18,18 +18,22 @@ from modelsec.attacks.common import (
     check_start,
     per_sample_value,
 )
+from modelsec.attacks.norms import unit
 from modelsec.losses import SampleLoss, log_odds
 from modelsec.threat import ThreatModel, threat
 from modelsec.training import inference
 
-__all__ = ["fgsm", "pgd"]
+__all__ = ["StepSize", "bim", "fgsm", "mi_fgsm", "pgd"]
+
+StepSize = float | Tensor | Callable[[float], float | Tensor]
+"""One number, one per sample (N,), or a function from progress in [0, 1) to either of them."""
 
 
 @threat(
     ThreatModel(
         goal="evasion",
         knowledge="white-box",
-        norms=("linf", "l2"),
+        norms=("linf", "l2", "l1"),
         cost="one gradient",
         source="https://arxiv.org/abs/1412.6572",
     )
@@ -47,14 +51,15 @@ def fgsm(
     """Fast gradient sign method: one full step along the gradient.
 
     ``x + eps * sign(grad_x loss)`` for linf, ``x + eps * grad / ||grad||_2`` for l2, clipped to
-    [0, 1].
+    [0, 1]. For l1 the pixel of the largest slope goes to the end of its range, then the next one,
+    until eps is spent.
 
     Args:
         model: maps images (N, ...) in [0, 1] to logits (N, K).
         x: (N, ...) float in [0, 1].
         y: (N,) integer labels; the classes to reach if ``targeted``.
         eps: radius in units of a pixel's range [0, 1]; one number, or one per sample (N,).
-        norm: "linf" or "l2".
+        norm: "linf", "l2" or "l1".
         targeted: descend to y instead of climbing away from it.
         loss: per-sample loss; :func:`~modelsec.losses.log_odds` has cross-entropy's direction
             and keeps it where cross-entropy saturates.
@@ -82,7 +87,63 @@ def fgsm(
     ThreatModel(
         goal="evasion",
         knowledge="white-box",
-        norms=("linf", "l2"),
+        norms=("linf", "l2", "l1"),
+        cost="steps gradients",
+        source="https://arxiv.org/abs/1607.02533",
+    )
+)
+def bim(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float | Tensor,
+    steps: int = 10,
+    step_size: StepSize | None = None,
+    norm: str = "linf",
+    targeted: bool = False,
+    loss: SampleLoss = log_odds,
+    early_stop: bool = True,
+    callback: Callable[[Iterate], object] | None = None,
+) -> Tensor:
+    """Basic iterative method: FGSM again and again with a small step, from x itself.
+
+    :func:`pgd` without a random start, and with shorter steps.
+
+    Args:
+        model: maps images (N, ...) in [0, 1] to logits (N, K).
+        x: (N, ...) float in [0, 1].
+        y: (N,) integer labels; the classes to reach if ``targeted``.
+        eps: radius in units of a pixel's range [0, 1]; one number, or one per sample (N,).
+        steps: gradient steps.
+        step_size: as for :func:`pgd`; 1.25 * eps / steps if None, as long together as the paper's
+            1.25 eps steps of one grey level.
+        norm: "linf", "l2" or "l1".
+        targeted: descend to y instead of climbing away from it.
+        loss: per-sample loss; see :func:`fgsm`.
+        early_stop: as for :func:`pgd`.
+        callback: called with every :class:`~modelsec.attacks.common.Iterate`, start included.
+
+    Returns:
+        (N, ...) perturbed images, as :func:`pgd` does.
+
+    Raises:
+        TypeError, ValueError: for input of the wrong kind; the message says what is wanted.
+
+    References:
+        Kurakin et al. (2017), https://arxiv.org/abs/1607.02533, section 2.2.
+    """
+    return _climb(
+        model, x, y, eps=eps, steps=steps, step_size=step_size, way=1.25, norm=norm,
+        targeted=targeted, loss=loss, early_stop=early_stop, callback=callback,
+    )  # fmt: skip
+
+
+@threat(
+    ThreatModel(
+        goal="evasion",
+        knowledge="white-box",
+        norms=("linf", "l2", "l1"),
         cost="restarts x steps gradients",
         source="https://arxiv.org/abs/1706.06083",
     )
@@ -94,7 +155,7 @@ def pgd(
     *,
     eps: float | Tensor,
     steps: int = 40,
-    step_size: float | Tensor | None = None,
+    step_size: StepSize | None = None,
     norm: str = "linf",
     targeted: bool = False,
     random_start: bool = True,
@@ -109,9 +170,6 @@ def pgd(
 
     ``x_{t+1} = P(x_t + step_size * d_t)``, where d_t is the steepest ascent direction of the loss
     in the norm (its sign for linf) and P projects on the eps-ball around x and on [0, 1].
-    Without its bookkeeping the loop below is
-    ``repeat steps times: adv = project(step(adv, size, gradient(adv)))``;
-    the bookkeeping keeps each sample's worst point and, with early stop, drops the fooled ones.
 
     Args:
         model: maps images (N, ...) in [0, 1] to logits (N, K).
@@ -119,9 +177,10 @@ def pgd(
         y: (N,) integer labels; the classes to reach if ``targeted``.
         eps: radius in units of a pixel's range [0, 1]; one number, or one per sample (N,).
         steps: gradient steps per restart.
-        step_size: in the same units as eps; 2.5 * eps / steps if None, so that the steps can
-            cross the ball and come back.
-        norm: "linf" or "l2".
+        step_size: in the same units as eps: one number, one per sample (N,), or a function from
+            progress in [0, 1) to either. 2.5 * eps / steps if None, so that the steps can cross
+            the ball and come back. (In l1 steps that shrink to 0 find a little more.)
+        norm: "linf", "l2" or "l1".
         targeted: descend to y instead of climbing away from it.
         random_start: begin at a random point of the ball rather than at x.
         restarts: repeat from a new random point; the worst result of all counts.
@@ -141,18 +200,113 @@ def pgd(
         TypeError, ValueError: for input of the wrong kind; the message says what is wanted.
 
     References:
-        Madry et al. (2018), https://arxiv.org/abs/1706.06083, section 2.1.
+        Madry et al. (2018), https://arxiv.org/abs/1706.06083, section 2.1; for l1 Croce & Hein
+        (2021), https://arxiv.org/abs/2103.01208, section 3.
+    """
+    return _climb(
+        model, x, y, eps=eps, steps=steps, step_size=step_size, way=2.5, norm=norm,
+        targeted=targeted, loss=loss, early_stop=early_stop, callback=callback, restarts=restarts,
+        random_start=random_start and start is None, start=start, generator=generator,
+    )  # fmt: skip
+
+
+@threat(
+    ThreatModel(
+        goal="evasion",
+        knowledge="white-box",
+        norms=("linf", "l2", "l1"),
+        cost="steps gradients",
+        source="https://arxiv.org/abs/1710.06081",
+    )
+)
+def mi_fgsm(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float | Tensor,
+    steps: int = 10,
+    step_size: StepSize | None = None,
+    decay: float = 1.0,
+    norm: str = "linf",
+    targeted: bool = False,
+    loss: SampleLoss = log_odds,
+    early_stop: bool = True,
+    callback: Callable[[Iterate], object] | None = None,
+) -> Tensor:
+    """Momentum iterative FGSM: each step follows the sum of all gradients so far.
+
+    ``g_{t+1} = decay * g_t + grad / ||grad||_1`` takes the place of the gradient in BIM. Steps that
+    go to and fro cancel, and what is left carries over better to other models.
+
+    Args:
+        model: maps images (N, ...) in [0, 1] to logits (N, K).
+        x: (N, ...) float in [0, 1].
+        y: (N,) integer labels; the classes to reach if ``targeted``.
+        eps: radius in units of a pixel's range [0, 1]; one number, or one per sample (N,).
+        steps: gradient steps.
+        step_size: as for :func:`pgd`; eps / steps if None, as in the paper.
+        decay: how much of the sum so far is kept, 0 or more; 0 is BIM.
+        norm: "linf", "l2" or "l1".
+        targeted: descend to y instead of climbing away from it.
+        loss: per-sample loss; see :func:`fgsm`.
+        early_stop: as for :func:`pgd`. To fool other models say False: the first point that fools
+            this one lies just behind its boundary.
+        callback: called with every :class:`~modelsec.attacks.common.Iterate`, start included.
+
+    Returns:
+        (N, ...) perturbed images, as :func:`pgd` does.
+
+    Raises:
+        TypeError, ValueError: for input of the wrong kind; the message says what is wanted.
+
+    References:
+        Dong et al. (2018), https://arxiv.org/abs/1710.06081, algorithm 1; its section 3.3 for l2.
+    """
+    return _climb(
+        model, x, y, eps=eps, steps=steps, step_size=step_size, way=1.0, decay=decay,
+        norm=norm, targeted=targeted, loss=loss, early_stop=early_stop, callback=callback,
+    )  # fmt: skip
+
+
+def _climb(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float | Tensor,
+    steps: int,
+    step_size: StepSize | None,
+    way: float,
+    norm: str,
+    targeted: bool,
+    loss: SampleLoss,
+    early_stop: bool,
+    callback: Callable[[Iterate], object] | None,
+    decay: float = 0.0,
+    random_start: bool = False,
+    restarts: int = 1,
+    start: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """The loop of all iterated attacks; ``way`` is how far all steps go together, in eps.
+
+    Without its bookkeeping it is
+    ``repeat steps times: adv = project(step(adv, size, gradient(adv)))``;
+    the bookkeeping keeps each sample's worst point and, with early stop, drops the fooled ones.
     """
     x, y = check_inputs(model, x, y)
     ball = check_norm(norm)
     radius = check_radius(eps, x, ball)
     if not all(isinstance(count, int) and count >= 1 for count in (steps, restarts)):
         raise ValueError(f"steps and restarts must be whole, 1 or more: got {steps}, {restarts}")
-    size = 2.5 * radius / steps
-    if step_size is not None:
+    per_sample_value("decay", decay, x[:1])
+    size, rule = way * radius / steps, None
+    if callable(step_size):
+        rule = step_size
+    elif step_size is not None:
         size = per_sample_value("step_size", step_size, x)
     origin = x if start is None else check_start(start, x, radius, ball)
-    random_start = random_start and start is None
     if not len(x):
         return x.clone()
 
@@ -162,17 +316,28 @@ def pgd(
         for restart in range(restarts):
             # drawn for the whole batch: a sample's start doesn't depend on which are still open
             begin = ball.sample(x, radius, generator) if random_start else origin
-            todo = search.open(begin, y, size, region)
+            todo, course = search.open(begin, y, size, region), None
             if not len(todo.rows):
                 break
             for step in range(steps):
                 value, reached, gradient = objective.gradient(todo.adv, todo.y)
                 search.note(todo, value, reached, restart, step)
-                todo, gradient = search.drop(todo, gradient, reached)
+                if decay:
+                    gradient = course = _momentum(course, gradient, decay)
+                todo, course = search.drop(todo, gradient, reached)
                 if not len(todo.rows):
                     break
-                ascent = ball.step(todo.adv, todo.size, gradient)
+                if rule:
+                    size = per_sample_value("step_size", rule(step / steps), x)
+                    todo = todo._replace(size=size[todo.rows])
+                ascent = ball.step(todo.adv, todo.size, course)
                 todo = todo._replace(adv=ball.confine_(ascent, todo.region))
             else:
                 search.note(todo, *objective(todo.adv, todo.y), restart, steps)
     return search.point
+
+
+def _momentum(course: Tensor | None, gradient: Tensor, decay: float) -> Tensor:
+    # each gradient counts alike: near the image it may be many times smaller than further on
+    step = unit(gradient, 1)
+    return step if course is None else course.mul_(decay).add_(step)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-__all__ = ["L1", "L2", "NORMS", "Linf", "Norm", "Region", "per_sample", "readable"]
+__all__ = ["L1", "L2", "NORMS", "Linf", "Norm", "Region", "per_sample", "readable", "unit"]
 
 Region = tuple[Tensor, Tensor]
 """Two tensors that broadcast against a batch, one row per sample."""
@@ -121,14 +121,9 @@ class L2:
     def steepest(self, gradient: Tensor) -> Tensor:
         """See :class:`Norm`.
 
-        Scaled by its largest entry first: the square of a tiny gradient would underflow, and an
-        epsilon in the denominator would stop the attack on a confident model.
+        An epsilon in the denominator would stop the attack on a confident model.
         """
-        step = gradient.nan_to_num(0, 0, 0)
-        for order in (torch.inf, 2):
-            size = torch.linalg.vector_norm(step.flatten(1), order, dim=1)
-            step.div_(per_sample(torch.where(size > 0, size, 1), step))
-        return step
+        return unit(gradient, 2)
 
     def step(self, adv: Tensor, size: Tensor, gradient: Tensor) -> Tensor:
         """See :class:`Norm`."""
@@ -169,17 +164,19 @@ class L1:
         """See :class:`Norm`. The nearest point (in l2) of ball and box together.
 
         It changes pixel i by ``clip(|u_i| - cut, 0, room_i)`` where ``u = adv - x`` and room_i is
-        the way to the box's wall. The sum of these is a falling, piecewise linear function of the
-        cut; sorting its kinks shows where it meets eps (the paper's proposition 1).
+        the way to the box's wall (the paper's proposition 1).
         """
         x, eps = region
         delta = adv.sub_(x)
         way = delta.abs().flatten(1)
         room = torch.where(delta > 0, 1 - x, x).flatten(1)
         limit = eps.flatten()
-        over = torch.minimum(way, room).sum(1) > limit
+        share = torch.minimum(way, room)
+        over = share.sum(1) > limit
         if not readable(adv) or bool(over.any()):
-            way = way - torch.where(over, _cut(way, room, limit), 0)[:, None]
+            boxed = readable(adv) and torch.equal(share, way)
+            cut = _cut_inside(way, limit) if boxed else _cut(way, room, limit)
+            way = way - torch.where(over, cut, 0)[:, None]
         way = torch.minimum(way.clamp_min_(0), room)
         size = way.sum(1)  # rounding may have left it a hair above eps
         way *= torch.where(size > limit, limit / size, 1)[:, None]
@@ -194,15 +191,21 @@ class L1:
 
     def step(self, adv: Tensor, size: Tensor, gradient: Tensor) -> Tensor:
         """See :class:`Norm`. The steepest pixel up to the box's wall, then the next, and so on."""
-        slope = gradient.nan_to_num(0, 0, 0).flatten(1)
-        flat = adv.flatten(1)
+        slope, flat = gradient.nan_to_num(0, 0, 0).flatten(1), adv.flatten(1)
         room = torch.where(slope > 0, 1 - flat, flat).masked_fill_(slope == 0, 0)
-        order = slope.abs().argsort(dim=1, descending=True, stable=True)
-        room = room.gather(1, order)
-        left = size.flatten()[:, None] - (room.cumsum(1) - room)
-        move = torch.minimum(left.clamp_min_(0), room)
-        move = torch.zeros_like(move).scatter_(1, order, move)
-        return torch.addcmul(flat, slope.sign_(), move).view_as(adv)
+        worth = slope.abs().masked_fill_(room == 0, 0)
+        # few pixels are steep enough to be reached: look for the steepest, and for more if need be
+        size, d = size.flatten(1), flat.shape[1]
+        few = min(_FEW, d) if readable(adv) else d
+        while True:
+            order = worth.topk(few, dim=1).indices
+            rooms = room.gather(1, order)
+            if few == d or bool((rooms.sum(1, keepdim=True) >= size).all()):
+                break
+            few = min(8 * few, d)
+        move = torch.minimum((size - (rooms.cumsum(1) - rooms)).clamp_min_(0), rooms)
+        move *= slope.gather(1, order).sign_()
+        return flat.scatter_add(1, order, move).view_as(adv)
 
     def sample(self, x: Tensor, eps: Tensor, generator: torch.Generator | None) -> Tensor:
         """See :class:`Norm`. Exponential lengths: d of d + 1 of them share the radius out."""
@@ -215,21 +218,61 @@ class L1:
         return (x + eps * (share * sign).view_as(x)).clamp(0, 1)
 
 
+_FEW = 32
+
+
 def _cut(way: Tensor, room: Tensor, eps: Tensor) -> Tensor:
     """The cut (n,) at which ``clip(way - cut, 0, room)`` sums to eps; way, room (n, d)."""
-    # each pixel's share falls with slope -1 between the kinks way - room and way
+    # the sum falls as the cut rises, and is piecewise linear: sort its kinks, see where it meets
+    # eps; each pixel's share falls with slope -1 between the kinks way - room and way
     kinks, order = torch.cat([way - room, way], 1).clamp_min(0).sort(1)
     slopes = torch.cat([-torch.ones_like(way), torch.ones_like(way)], 1).gather(1, order)
     slopes = slopes.cumsum(1)
     falls = slopes[:, :-1] * kinks.diff(dim=1)
     start = torch.minimum(way, room).sum(1, keepdim=True)
     total = torch.cat([start, start + falls.cumsum(1)], 1)  # the sum at every kink
-    at = (total >= eps[:, None]).sum(1, keepdim=True).sub_(1).clamp_min_(0)  # the last one above eps
+    at = (
+        (total >= eps[:, None]).sum(1, keepdim=True).sub_(1).clamp_min_(0)
+    )  # the last one above eps
     high, slope, kink = (part.gather(1, at)[:, 0] for part in (total, slopes, kinks))
     return kink + torch.where(slope < 0, (eps - high) / slope, 0)
 
 
+def _cut_inside(way: Tensor, eps: Tensor) -> Tensor:
+    """:func:`_cut` where no way is longer than its room, as after a step that minds the box.
+
+    The sum is convex then, and Newton's method from 0 ends after a few rounds (Michelot 1986).
+    """
+    cut = torch.zeros_like(eps)
+    while True:
+        above = way > cut[:, None]
+        size = torch.where(above, way, 0).sum(1) - eps
+        better = size / above.sum(1).clamp_min_(1)
+        if not bool((better > cut).any()):
+            return cut
+        cut = torch.maximum(cut, better)
+
+
 NORMS: dict[str, Norm] = {"linf": Linf(), "l2": L2(), "l1": L1()}
+
+
+def unit(gradient: Tensor, order: float) -> Tensor:
+    """Each sample's gradient scaled to a norm of 1, however small it is.
+
+    Scaled by its largest entry first: the square of a tiny gradient would underflow.
+
+    Args:
+        gradient: (N, ...); NaN and infinite entries count as 0.
+        order: of the norm, such as 2.
+
+    Returns:
+        (N, ...), a new tensor; 0 where the gradient is 0.
+    """
+    step = gradient.nan_to_num(0, 0, 0)
+    for each in (torch.inf, order):
+        size = torch.linalg.vector_norm(step.flatten(1), each, dim=1)
+        step.div_(per_sample(torch.where(size > 0, size, 1), step))
+    return step
 
 
 def per_sample(values: Tensor, x: Tensor) -> Tensor:
