@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["SampleLoss", "cross_entropy", "dlr", "log_odds", "margin", "risk"]
+__all__ = ["SampleLoss", "cross_entropy", "dlr", "log_odds", "margin", "risk", "targeted_dlr"]
 
 SampleLoss = Callable[[Tensor, Tensor], Tensor]
 """(logits (N, K), labels (N,)) -> losses (N,)."""
@@ -124,3 +124,30 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     # three equal leaders: the ratio is 0 / 0, and any small positive divisor gives the limit 0
     spread = (top[:, 0] - top[:, 2]).clamp_min(torch.finfo(logits.dtype).tiny)
     return margin(logits, y) / spread
+
+
+def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """The DLR loss aimed at one class: ``(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2)``.
+
+    It needs four classes; below that the margin to the target, ``z_t - z_y``, is returned, with a
+    warning.
+
+    Args:
+        logits: (N, K) float, K >= 2.
+        y: (N,) integer labels in 0..K-1, to be got away from.
+        target: (N,) classes in 0..K-1 to be got to.
+
+    Returns:
+        (N,); positive once the target's logit is above the label's.
+
+    References:
+        Croce & Hein (2020), https://arxiv.org/abs/2003.01690, section 4.
+    """
+    both = logits.gather(1, torch.stack([y.long(), target.long()], 1))
+    lead = both[:, 1] - both[:, 0]
+    if logits.shape[1] < 4:
+        warnings.warn("targeted_dlr needs four classes; falling back to the margin", stacklevel=2)
+        return lead
+    top = logits.topk(4, dim=1).values
+    spread = top[:, 0] - (top[:, 2] + top[:, 3]) / 2
+    return lead / spread.clamp_min(torch.finfo(logits.dtype).tiny)

@@ -1,6 +1,8 @@
 """Attacks: plain functions, one module per chapter. Most take (model, x, y) and return changed inputs."""
 
+from modelsec.attacks.adaptive import bpda, eot
+from modelsec.attacks.apgd import apgd, apgd_targeted
 from modelsec.attacks.gradient import bim, fgsm, mi_fgsm, pgd
 from modelsec.attacks.poisoning import badnets
 
-__all__ = ["badnets", "bim", "fgsm", "mi_fgsm", "pgd"]
+__all__ = ["apgd", "apgd_targeted", "badnets", "bim", "bpda", "eot", "fgsm", "mi_fgsm", "pgd"]
