@@ -82,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
         help="mnist, mnist-full, fashion, FILE.npz, or package.module:function (default: mnist)",
     )
     add("--n", type=int, default=1000, help="test images to use at most (default: 1000)")
-    add("--norm", default="linf", help="norm of the attacks: linf or l2 (default: linf)")
+    add("--norm", default="linf", help="norm of the attacks: linf, l2 or l1 (default: linf)")
     add(
         "--radii",
         type=_number,

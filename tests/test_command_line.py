@@ -536,7 +536,7 @@ def test_data_that_are_none(
     [
         (["--sections", "clean", "magic"], r"no section 'magic'; there are \["),
         (["--n", "0"], "n must be a whole number, 1 or more, got 0"),
-        (["--norm", "l7"], r"norm must be one of \['l2', 'linf'\], got 'l7'"),
+        (["--norm", "l7"], r"norm must be one of \['l1', 'l2', 'linf'\], got 'l7'"),
         (["--radii", "0"], "radii must be positive"),
         (["--device", "quantum"], "device 'quantum' can't be used here"),
         (["--html", "card.pdf"], "--html wants a file name that ends in .html, got card.pdf"),

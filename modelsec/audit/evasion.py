@@ -18,6 +18,7 @@ STEPS = 40
 UNITS = {
     "linf": "eps (largest change of a pixel, pixels in [0, 1])",
     "l2": "eps (l2 length of the change, pixels in [0, 1])",
+    "l1": "eps (sum of all changes, pixels in [0, 1])",
 }
 
 

@@ -17,7 +17,11 @@ from modelsec.tables import Table
 
 __all__ = ["RADII", "Registered", "Section", "Subject", "registry", "section", "sections"]
 
-RADII = {"linf": (0.01, 0.02, 0.03, 0.05, 0.1, 0.2), "l2": (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)}
+RADII = {
+    "linf": (0.01, 0.02, 0.03, 0.05, 0.1, 0.2),
+    "l2": (0.25, 0.5, 1.0, 1.5, 2.0, 3.0),
+    "l1": (1.0, 2.0, 4.0, 6.0, 10.0, 15.0),
+}
 Verdict = Literal["ok", "warning", "info", "skipped"]
 
 

@@ -45,7 +45,7 @@ def audit(
         data: a :class:`~modelsec.data.Data`, or a pair (x, y) of test images and labels.
         name: what the card calls the model; its class's name if None.
         n: how many test images to use at most.
-        norm: "linf" or "l2", for the attacks.
+        norm: "linf", "l2" or "l1", for the attacks.
         radii: sizes of the attacks in pixels of [0, 1]; a usual set if None.
         sections: which sections, by name; all if None.
         seed: for all that is drawn.

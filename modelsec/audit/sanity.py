@@ -127,7 +127,8 @@ def _middle(subject: Subject) -> float:
 
 def _unlimited_attack_wins(subject: Subject) -> tuple[bool, str]:
     x, y = subject.x[:N], subject.y[:N]
-    eps = 1.0 if subject.norm == "linf" else float(x[0].numel()) ** 0.5
+    pixels = float(x[0].numel())
+    eps = {"linf": 1.0, "l2": pixels**0.5, "l1": pixels}[subject.norm]
     attack = partial(
         pgd, eps=eps, norm=subject.norm, steps=100, restarts=2, generator=subject.generator()
     )
