@@ -2,7 +2,21 @@
 
 from modelsec.attacks.adaptive import bpda, eot
 from modelsec.attacks.apgd import apgd, apgd_targeted
+from modelsec.attacks.auto import autoattack
+from modelsec.attacks.black_box import square
 from modelsec.attacks.gradient import bim, fgsm, mi_fgsm, pgd
 from modelsec.attacks.poisoning import badnets
 
-__all__ = ["apgd", "apgd_targeted", "badnets", "bim", "bpda", "eot", "fgsm", "mi_fgsm", "pgd"]
+__all__ = [
+    "apgd",
+    "apgd_targeted",
+    "autoattack",
+    "badnets",
+    "bim",
+    "bpda",
+    "eot",
+    "fgsm",
+    "mi_fgsm",
+    "pgd",
+    "square",
+]
