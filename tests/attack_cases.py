@@ -25,9 +25,18 @@ EVASION = {
     if entry.threat.goal == "evasion" and "eps" in inspect.signature(entry.function).parameters
 }
 PAIRS = [(name, norm) for name, entry in EVASION.items() for norm in entry.threat.norms]
+# Those that see the weights: they follow gradients, while the others search at random.
+CLIMBERS = [pair for pair in PAIRS if EVASION[pair[0]].threat.knowledge == "white-box"]
 
 # What an attack is told so that it is quick; one that is not named here runs with its defaults.
-QUICK: dict[str, dict[str, Any]] = {"pgd": {"steps": 3}}
+QUICK: dict[str, dict[str, Any]] = {
+    "apgd": {"steps": 5},
+    "apgd_targeted": {"steps": 5, "targets": 2},
+    "bim": {"steps": 3},
+    "mi_fgsm": {"steps": 3},
+    "pgd": {"steps": 3},
+    "square": {"queries": 20},
+}
 
 
 def accepts(name: str, *keywords: str) -> bool:

@@ -77,6 +77,7 @@ def test_norms(device: str, name: str) -> None:
     for made in (
         norm.project(x + 1, x, eps),
         norm.steepest(x),
+        norm.step(x, eps, x - 0.5),
         norm.sample(x, eps, None),
         norm.size(x),
     ):
@@ -92,7 +93,12 @@ def test_attacks(device: str, name: str, norm: str, eps: str) -> None:
         "a tensor on the CPU": torch.full((4,), 0.1),
         "a tensor there": torch.full((4,), 0.1, device=device),
     }[eps]
-    for options in ({}, {"targeted": True, "step_size": 0.01, "restarts": 2}, {"start": x}):
+    for options in (
+        {},
+        {"targeted": True, "step_size": 0.01, "restarts": 2},
+        {"start": x},
+        {"step_size": lambda progress: 0.1 * (1 - progress)},
+    ):
         adv = attack(name, model, x, y, eps=radius, norm=norm, early_stop=False, **options)
         assert adv.device.type == device
         assert adv.shape == x.shape
