@@ -84,26 +84,27 @@ def autoattack(
         if not isinstance(count, int) or count < 1:
             raise ValueError(f"{name} must be whole, 1 or more: got {count!r}")
     trial = _Trial(model, x, y, radius, batch_size)
+    doubts: list[str] = []
+    interrupted = False
     if not len(x):
-        return trial.report((), norm, eps, False)
+        return trial.report(doubts, norm, eps, interrupted)
     with inference(model), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="(targeted_)?dlr needs")  # the report says it
         others = trial.look()
-        doubts = list(_doubts(trial, norm, generator))
         attacks = _attacks(trial, norm, steps, queries, others[:, :targets], generator)
         runs = sum(len(attack.runs) for attack in attacks)
         bar = progress_bar(runs * len(x), "autoattack", progress)
         try:
+            for doubt in _doubts(trial, norm, generator):
+                doubts.append(doubt)
             for attack in attacks:
                 trial.run(attack, bar)
         except KeyboardInterrupt:
             interrupted = True
-        else:
-            interrupted = False
         finally:
             bar.close()
     doubts += _doubts_of_the_end(trial)
-    return trial.report(tuple(doubts), norm, eps, interrupted)
+    return trial.report(doubts, norm, eps, interrupted)
 
 
 Run = Callable[[Tensor], Tensor]
@@ -193,10 +194,10 @@ class _Trial:
             )
 
     def report(
-        self, doubts: tuple[str, ...], norm: str, eps: float | Tensor, interrupted: bool
+        self, doubts: list[str], norm: str, eps: float | Tensor, interrupted: bool
     ) -> Report:
         return Report(
-            self.adv, self.stands, self.broken_by, tuple(self.attempts), doubts, norm, eps,
+            self.adv, self.stands, self.broken_by, tuple(self.attempts), tuple(doubts), norm, eps,
             interrupted,
         )  # fmt: skip
 
