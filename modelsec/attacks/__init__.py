@@ -5,6 +5,7 @@ from modelsec.attacks.apgd import apgd, apgd_targeted
 from modelsec.attacks.auto import autoattack
 from modelsec.attacks.black_box import square
 from modelsec.attacks.gradient import bim, fgsm, mi_fgsm, pgd
+from modelsec.attacks.minimum_norm import carlini_wagner, deepfool, fmn
 from modelsec.attacks.poisoning import badnets
 
 __all__ = [
@@ -14,8 +15,11 @@ __all__ = [
     "badnets",
     "bim",
     "bpda",
+    "carlini_wagner",
+    "deepfool",
     "eot",
     "fgsm",
+    "fmn",
     "mi_fgsm",
     "pgd",
     "square",
