@@ -3,9 +3,17 @@
 Each section measures one thing and registers itself; every chapter of the book adds one.
 """
 
-from modelsec.audit import accuracy, data, evasion, sanity, validation  # noqa: F401  (importing registers sections)
+from modelsec.audit import (  # noqa: F401  (importing registers sections)
+    accuracy,
+    data,
+    evasion,
+    minimum_norm,
+    reliability,
+    sanity,
+    validation,
+)
 from modelsec.audit.parts import Section, Subject, section, sections
 from modelsec.audit.report import Report
-from modelsec.audit.run import audit
+from modelsec.audit.run import audit, checklist
 
-__all__ = ["Report", "Section", "Subject", "audit", "section", "sections"]
+__all__ = ["Report", "Section", "Subject", "audit", "checklist", "section", "sections"]

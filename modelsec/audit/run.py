@@ -12,13 +12,16 @@ from torch import Tensor, nn
 from modelsec.attacks.common import Model, Objective, check_inputs, check_norm, check_radius
 from modelsec.audit.parts import RADII, Registered, Section, Subject, registry
 from modelsec.audit.parts import sections as all_sections
+from modelsec.audit.reliability import rivals
 from modelsec.audit.report import Report
+from modelsec.audit.sanity import CHECKS, outcome
 from modelsec.data import Data
 from modelsec.losses import cross_entropy
 from modelsec.plot import use_style
+from modelsec.tables import Table
 from modelsec.training import inference, progress_bar
 
-__all__ = ["audit"]
+__all__ = ["audit", "checklist"]
 
 
 def audit(
@@ -76,6 +79,53 @@ def audit(
     finally:
         bar.close()
     return Report(subject, tuple(found), interrupted)
+
+
+def checklist(
+    model: Model,
+    data: Data | tuple[Tensor, Tensor],
+    *,
+    n: int = 200,
+    norm: str = "linf",
+    radii: Sequence[float] | None = None,
+    substitute: Model | None = None,
+    seed: int = 0,
+) -> Table:
+    """Which sanity checks hold on a model: may an attack that failed be believed?
+
+    They are those of the audit's sections "sanity" and "reliability". A check that fails names
+    something to look into. That all hold proves nothing: the paper calls its list neither
+    necessary nor sufficient.
+
+    Args:
+        model: maps images (N, C, H, W) in [0, 1] to logits (N, K).
+        data: a :class:`~modelsec.data.Data`, or a pair (x, y) of test images and labels.
+        n: how many test images to use at most; more than 200 sharpen some of the checks.
+        norm: "linf", "l2" or "l1", for the attacks.
+        radii: sizes of the attacks in pixels of [0, 1]; a usual set if None.
+        substitute: another model for the same images; a transfer attack from it is tried too.
+        seed: for all that is drawn.
+
+    Returns:
+        One row per check: what should hold, whether it does, what was seen.
+
+    Raises:
+        TypeError, ValueError: for a model, data or options of the wrong kind.
+
+    References:
+        Carlini et al. (2019), On evaluating adversarial robustness,
+        https://arxiv.org/abs/1902.06705, section 3.
+    """
+    subject = _subject(model, data, None, n, norm, radii, seed)
+    if substitute is not None:
+        subject.cache["substitute"] = substitute
+    with inference(model):
+        seen = {what: outcome(check, subject) for what, check in CHECKS.items()}
+        seen |= {what: outcome(check, subject) for what, check in rivals(subject).items()}
+    return Table(
+        {"what should hold": what, "holds": "yes" if holds else "no", "seen": found}
+        for what, (holds, found) in seen.items()
+    )
 
 
 def _measure(entry: Registered, subject: Subject) -> Section:

@@ -22,7 +22,7 @@ from modelsec.losses import cross_entropy, log_odds, margin
 from modelsec.tables import Table
 from modelsec.training import evaluate
 
-__all__ = ["CHECKS", "sanity"]
+__all__ = ["CHECKS", "Check", "N", "outcome", "sanity"]
 
 N = 200  # images for the checks that cost attacks of their own
 Check = Callable[[Subject], tuple[bool, str]]
@@ -37,7 +37,7 @@ def sanity(subject: Subject) -> Section:
         Carlini et al. (2019), https://arxiv.org/abs/1902.06705; Athalye et al. (2018),
         https://arxiv.org/abs/1802.00420, section 3.1.
     """
-    seen = {what: _run(check, subject) for what, check in CHECKS.items()}
+    seen = {what: outcome(check, subject) for what, check in CHECKS.items()}
     failed = [what for what, (holds, _) in seen.items() if not holds]
     summary = f"{len(seen) - len(failed)} of {len(seen)} checks hold."
     if failed:
@@ -56,7 +56,16 @@ def sanity(subject: Subject) -> Section:
     )
 
 
-def _run(check: Check, subject: Subject) -> tuple[bool, str]:
+def outcome(check: Check, subject: Subject) -> tuple[bool, str]:
+    """Run a check; one that can't be run does not hold.
+
+    Args:
+        check: subject -> (whether it holds, what was seen).
+        subject: what is audited.
+
+    Returns:
+        What the check returns, or False and why it could not be run.
+    """
     try:
         return check(subject)
     except ValueError as error:  # a model without gradients, say: that is a finding too

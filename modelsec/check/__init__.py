@@ -25,7 +25,14 @@ from modelsec.check.clinic import (
 )
 from modelsec.check.grading import Feedback, grader, require
 from modelsec.check.loss import cross_entropy, fgsm, risk_of_guessing, saturation, worst_case
+from modelsec.check.minimum_norm import accuracy_from_distances, border_distance, border_step
 from modelsec.check.multiple_choice import quiz
+from modelsec.check.reliable_evaluation import (
+    at_most_robust,
+    break_masked,
+    distrustful,
+    two_faced,
+)
 from modelsec.check.validation import (
     calibration_error,
     images_needed,
@@ -37,6 +44,11 @@ from modelsec.check.validation_files import gate_rule, impulse_noise, pickle_glo
 
 __all__ = [
     "Feedback",
+    "accuracy_from_distances",
+    "at_most_robust",
+    "border_distance",
+    "border_step",
+    "break_masked",
     "calibration_error",
     "clinic_budget",
     "clinic_l1_step",
@@ -47,6 +59,7 @@ __all__ = [
     "clinic_overshoot",
     "clinic_worst_case",
     "cross_entropy",
+    "distrustful",
     "fgsm",
     "fingerprint",
     "gate_rule",
@@ -72,6 +85,7 @@ __all__ = [
     "spectral_score",
     "temperature",
     "threat_card",
+    "two_faced",
     "violations",
     "weak_slice",
     "worst_case",
