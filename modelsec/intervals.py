@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-__all__ = ["Proportion", "bootstrap", "wilson"]
+__all__ = ["Proportion", "bootstrap", "median_interval", "wilson"]
 
 
 def wilson(hits: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -116,6 +116,39 @@ def bootstrap(
             'use method="percentile", or wilson for a share'
         )
     return low, high
+
+
+def median_interval(values: Any, confidence: float = 0.95) -> tuple[float, float]:
+    """An interval for the median, from the values' order alone.
+
+    Each value lies below the true median with probability 1/2. So the number of those below it is
+    binomial, which says between which of the sorted values the median is. Nothing is assumed about
+    the distribution, and values may be infinite: what no attack found counts as farthest.
+
+    Args:
+        values: (n,) an array, or a tensor on the CPU; without NaN.
+        confidence: the coverage, at least.
+
+    Returns:
+        Two of the values, ``(low, high)``.
+
+    Raises:
+        ValueError: if there is a NaN, the confidence is out of range, or there are too few values
+            (5 or fewer, at 95%).
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
+    ordered = np.sort(np.asarray(values, dtype=float).ravel())
+    if np.isnan(ordered).any():
+        raise ValueError("median_interval got a NaN among the values")
+    from scipy.stats import binom  # slow to import, so only where it is used
+
+    n = len(ordered)
+    # the k lowest values are left out where fewer than k below the median are improbable enough
+    below = int(binom.ppf((1 - confidence) / 2, n, 0.5)) if n else 0
+    if not below:
+        raise ValueError(f"too few values for an interval of the median at {confidence}: {n}")
+    return float(ordered[below - 1]), float(ordered[n - below])
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ __all__ = [
     "attack_row",
     "confusion_matrix",
     "diagram",
+    "distance_curve",
     "reliability_diagram",
     "security_curve",
     "show_image",
@@ -161,6 +162,47 @@ def security_curve(
     if chance is not None:
         axes.axhline(chance, color="0.4", linestyle="--", linewidth=1, label="guessing")
     axes.set(xlabel=xlabel, ylabel="accuracy (shaded: 95% interval)", ylim=(-0.02, 1.02))
+    axes.legend()
+    return figure
+
+
+def distance_curve(
+    distances: Mapping[str, Tensor],
+    *,
+    xlabel: str,
+    xlim: float | None = None,
+    checks: Mapping[str, Mapping[float, Proportion]] | None = None,
+) -> Figure:
+    """Accuracy against every eps at once, from each image's distance to its nearest error.
+
+    Args:
+        distances: a name -> (n,) distances; 0 for an error from the start, infinite for a miss.
+        xlabel: what eps measures, with its unit.
+        xlim: where the axis ends; at the largest finite distance if None.
+        checks: a name, as above -> {eps: accuracy} by another attack, drawn as points.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: if there is no curve.
+    """
+    if not distances:
+        raise ValueError("distance_curve needs at least one set of distances")
+    figure, axes = plt.subplots()
+    finite = [d[d.isfinite()].max().item() for d in distances.values() if d.isfinite().any()]
+    end = xlim if xlim is not None else max([*finite, 1e-9])
+    for (name, values), color in zip(distances.items(), list(COLORS.values()) * 9, strict=False):
+        near = values.double().cpu().sort().values.numpy()
+        eps = near[near <= end]
+        shares = 1 - np.arange(len(eps) + 1) / len(near)
+        axes.step([0, *eps, end], [*shares, shares[-1]], where="post", color=color, label=name)
+        for at, left in sorted((checks or {}).get(name, {}).items()):
+            low, high = left.interval
+            bar = [[left.value - low], [high - left.value]]
+            axes.errorbar([at], [left.value], yerr=bar, fmt="o", color=color, linewidth=1)
+    axes.set(xlabel=xlabel, ylabel="share of images right at every\npoint tried within eps")
+    axes.set(xlim=(0, end), ylim=(-0.02, 1.02))
     axes.legend()
     return figure
 

@@ -120,8 +120,7 @@ def deepfool(
     References:
         Moosavi-Dezfooli et al. (2016), https://arxiv.org/abs/1511.04599, algorithm 2.
     """
-    x, y = check_inputs(model, x, y)
-    ball = _check_norm(norm, "l2", "linf")
+    (x, y), ball = check_inputs(model, x, y), _check_norm(norm, "l2", "linf")
     _check_counts(steps=steps, classes=classes - 1)
     if not overshoot > 0:
         raise ValueError(f"overshoot must be positive, got {overshoot}")
@@ -134,7 +133,8 @@ def deepfool(
         for _ in range(steps):
             if not len(rows):
                 break
-            distance, direction = _nearest_border(model, adv, label, classes, norm)
+            least = nearest.least[rows]
+            distance, direction = _nearest_border(model, adv, label, least, classes, norm)
             # the 1e-4 is the authors': near the border steps would become too short to cross it
             length = per_sample((1 + overshoot) * (distance + 1e-4), adv).to(adv.dtype)
             adv = (adv + length * ball.steepest(direction)).clamp(0, 1)
@@ -147,22 +147,22 @@ def deepfool(
 
 
 def _nearest_border(
-    model: Model, adv: Tensor, y: Tensor, classes: int, norm: str
+    model: Model, adv: Tensor, y: Tensor, least: Tensor, classes: int, norm: str
 ) -> tuple[Tensor, Tensor]:
     """The linearised model's nearest border: distance (n,), 0 if there is none, and gradient."""
     adv = adv.detach().requires_grad_()
     logits = model(adv)
     _check_differentiable(logits)
-    lead = (logits.gather(1, y[:, None]) - logits).detach()
+    lead = (logits.gather(1, y[:, None]) - logits).detach() + least[:, None]
     rivals = lead.scatter(1, y[:, None], torch.inf)  # y has no border with itself
     leads, others = rivals.topk(min(classes, logits.shape[1]) - 1, dim=1, largest=False)
     distance, direction = torch.full_like(leads[:, 0], torch.inf), torch.zeros_like(adv)
-    minus_y = torch.zeros_like(lead).scatter(1, y[:, None], -1)
+    minus_y = torch.zeros_like(logits).scatter(1, y[:, None], -1)
     for lead, k in zip(leads.T, others.T, strict=True):
         weights = minus_y.scatter(1, k[:, None], 1)  # of the logits in f_k - f_y
         (gradient,) = torch.autograd.grad(logits, adv, grad_outputs=weights, retain_graph=True)
         gradient = gradient.nan_to_num(0, 0, 0)
-        border = lead / _slope(gradient, norm)
+        border = lead / _slope(gradient, norm).to(lead.dtype)
         nearer = border < distance
         distance = torch.minimum(border.nan_to_num(torch.inf, torch.inf), distance)
         direction = direction.lerp_(gradient, per_sample(nearer, adv).to(adv.dtype))
@@ -238,8 +238,7 @@ def fmn(
     References:
         Pintor et al. (2021), https://arxiv.org/abs/2102.12827, algorithm 1.
     """
-    x, y = check_inputs(model, x, y)
-    ball = _check_norm(norm, "l2", "linf")
+    (x, y), ball = check_inputs(model, x, y), _check_norm(norm, "l2", "linf")
     _check_counts(steps=steps)
     if not 0 < gamma < 1 or not step_size > 0:
         raise ValueError(f"need 0 < gamma < 1 and step_size > 0, got {gamma} and {step_size}")
@@ -324,8 +323,7 @@ def carlini_wagner(
     References:
         Carlini & Wagner (2017), https://arxiv.org/abs/1608.04644, sections V-D and VI-A.
     """
-    x, y = check_inputs(model, x, y)
-    ball = _check_norm(norm, "l2")
+    (x, y), ball = check_inputs(model, x, y), _check_norm(norm, "l2")
     _check_counts(steps=steps, searches=searches)
     precise = x.to(torch.promote_types(x.dtype, torch.float32))
     c = per_sample_value("c", c, precise).flatten()
@@ -362,7 +360,7 @@ def _descend(
         value, reached = objective(adv, y)
         _check_differentiable(value)
         loss = (inside - clean).square().flatten(1).sum(1) + c * (want - value).clamp_min(0)
-        (gradient,) = torch.autograd.grad(loss.sum(), w)
+        gradient = torch.autograd.grad(loss.sum(), w)[0].nan_to_num(0, 0, 0)
         _, counts = nearest.note(rows, adv, value, reached)
         hit[rows] = hit[rows] | counts
         mean.lerp_(gradient, 0.1)
