@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -178,8 +179,9 @@ def pgd(
         eps: radius in units of a pixel's range [0, 1]; one number, or one per sample (N,).
         steps: gradient steps per restart.
         step_size: in the same units as eps: one number, one per sample (N,), or a function from
-            progress in [0, 1) to either. 2.5 * eps / steps if None, so that the steps can cross
-            the ball and come back. (In l1 steps that shrink to 0 find a little more.)
+            progress in [0, 1) to either. If None, 2.5 * eps / steps, so that the steps can cross
+            the ball and come back; in l1 eps * (1 - progress), since there each step takes from
+            all pixels what it gives to a few, and only ever shorter ones come to rest.
         norm: "linf", "l2" or "l1".
         targeted: descend to y instead of climbing away from it.
         random_start: begin at a random point of the ball rather than at x.
@@ -204,7 +206,8 @@ def pgd(
         (2021), https://arxiv.org/abs/2103.01208, section 3.
     """
     return _climb(
-        model, x, y, eps=eps, steps=steps, step_size=step_size, way=2.5, norm=norm,
+        model, x, y, eps=eps, steps=steps, step_size=step_size,
+        way=None if norm == "l1" else 2.5, norm=norm,
         targeted=targeted, loss=loss, early_stop=early_stop, callback=callback, restarts=restarts,
         random_start=random_start and start is None, start=start, generator=generator,
     )  # fmt: skip
@@ -277,7 +280,7 @@ def _climb(
     eps: float | Tensor,
     steps: int,
     step_size: StepSize | None,
-    way: float,
+    way: float | None,
     norm: str,
     targeted: bool,
     loss: SampleLoss,
@@ -289,7 +292,9 @@ def _climb(
     start: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The loop of all iterated attacks; ``way`` is how far all steps go together, in eps.
+    """The loop of all iterated attacks.
+
+    ``way`` is how far all steps go together, in eps; None for steps that fall from eps to 0.
 
     Without its bookkeeping it is
     ``repeat steps times: adv = project(step(adv, size, gradient(adv)))``;
@@ -301,11 +306,15 @@ def _climb(
     if not all(isinstance(count, int) and count >= 1 for count in (steps, restarts)):
         raise ValueError(f"steps and restarts must be whole, 1 or more: got {steps}, {restarts}")
     per_sample_value("decay", decay, x[:1])
-    size, rule = way * radius / steps, None
+    size, rule = radius, None
     if callable(step_size):
-        rule = step_size
+        rule = _checked(step_size, x)
     elif step_size is not None:
         size = per_sample_value("step_size", step_size, x)
+    elif way is not None:
+        size = way * radius / steps
+    else:
+        rule = functools.partial(_falling, radius)
     origin = x if start is None else check_start(start, x, radius, ball)
     if not len(x):
         return x.clone()
@@ -327,14 +336,21 @@ def _climb(
                 todo, course = search.drop(todo, gradient, reached)
                 if not len(todo.rows):
                     break
-                if rule:
-                    size = per_sample_value("step_size", rule(step / steps), x)
-                    todo = todo._replace(size=size[todo.rows])
+                if rule is not None:
+                    todo = todo._replace(size=rule(step / steps)[todo.rows])
                 ascent = ball.step(todo.adv, todo.size, course)
                 todo = todo._replace(adv=ball.confine_(ascent, todo.region))
             else:
                 search.note(todo, *objective(todo.adv, todo.y), restart, steps)
     return search.point
+
+
+def _falling(radius: Tensor, progress: float) -> Tensor:
+    return radius * (1 - progress)
+
+
+def _checked(step_size: Callable[[float], float | Tensor], x: Tensor) -> Callable[[float], Tensor]:
+    return lambda progress: per_sample_value("step_size", step_size(progress), x)
 
 
 def _momentum(course: Tensor | None, gradient: Tensor, decay: float) -> Tensor:

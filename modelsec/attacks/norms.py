@@ -241,7 +241,7 @@ def _cut(way: Tensor, room: Tensor, eps: Tensor) -> Tensor:
 def _cut_inside(way: Tensor, eps: Tensor) -> Tensor:
     """:func:`_cut` where no way is longer than its room, as after a step that minds the box.
 
-    The sum is convex then, and Newton's method from 0 ends after a few rounds (Michelot 1986).
+    The sum is convex then, and Newton's method from 0 ends after a few rounds.
     """
     cut = torch.zeros_like(eps)
     while True:

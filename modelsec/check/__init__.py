@@ -23,6 +23,7 @@ from modelsec.check.clinic import (
     clinic_overshoot,
     clinic_worst_case,
 )
+from modelsec.check.gradient import l1_fill, momentum, pgd, step_rule, steps_to_cross
 from modelsec.check.grading import Feedback, grader, require
 from modelsec.check.loss import cross_entropy, fgsm, risk_of_guessing, saturation, worst_case
 from modelsec.check.minimum_norm import accuracy_from_distances, border_distance, border_step
@@ -67,10 +68,13 @@ __all__ = [
     "images_needed",
     "impulse_noise",
     "keeps_to",
+    "l1_fill",
     "leaked_similarity",
     "missed_share",
     "mixup_each",
     "mixup_floor",
+    "momentum",
+    "pgd",
     "pickle_globals",
     "planted_share",
     "precision_of_flags",
@@ -83,6 +87,8 @@ __all__ = [
     "shift_each",
     "smallest_eps",
     "spectral_score",
+    "step_rule",
+    "steps_to_cross",
     "temperature",
     "threat_card",
     "two_faced",
