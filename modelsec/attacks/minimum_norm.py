@@ -256,7 +256,8 @@ def fmn(
             slope, length = _slope(gradient, norm), _slope(gradient, "l2")
             border = size + torch.where(slope > 0, value.abs() / slope, torch.inf)
             share = gamma * (0.02 + 0.98 * fall)
-            grown = (1 + share) * torch.where(nearest.distance.isfinite(), eps, border)
+            # a little beyond the border, or rounding could keep it there for ever
+            grown = torch.where(nearest.distance.isfinite(), (1 + share) * eps, 1.002 * border)
             shrunk = torch.minimum((1 - share) * eps, nearest.distance)
             eps = torch.where(reached, shrunk, grown)
             alpha = step_size * (0.01 + 0.99 * fall) / torch.where(length > 0, length, 1)
