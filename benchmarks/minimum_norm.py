@@ -38,7 +38,7 @@ class Task(NamedTuple):
 
 
 TASKS = (
-    Task("DeepFool", "l2", 50, 5),
+    Task("DeepFool", "l2", 50, 2),
     Task("DeepFool", "linf", 50, 5),
     Task("FMN", "l2", 100, 5),
     Task("FMN", "linf", 100, 5),
