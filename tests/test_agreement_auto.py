@@ -25,6 +25,7 @@ Where the peers' rules differ from ours, and what is compared then:
   told otherwise; here all are given the same number.
 """
 
+import json
 from functools import partial
 from typing import Any
 
@@ -34,7 +35,8 @@ import torch
 from agreement_table import Agreement, record
 from torch import Tensor, nn
 
-from modelsec.attacks import apgd, apgd_targeted, square
+from benchmarks.auto import CASES, RECORD
+from modelsec.attacks import apgd, apgd_targeted, autoattack, square
 from modelsec.attacks.common import Iterate
 from modelsec.data import mnist
 from modelsec.intervals import Proportion
@@ -284,3 +286,53 @@ def test_auto_pgd_is_not_weaker() -> None:
     what = f"accuracy left at eps 0.1, {steps} steps, CE"
     rows.append(row("adversarial-robustness-toolbox", "apgd", "linf", what, ours, theirs))
     record("apgd_left", rows)
+
+
+# --- the protocol -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "eps", "n"), [("convnet", 0.1, 300), ("convnet_robust", 0.3, 200)]
+)
+def test_the_protocol_is_not_weaker_at_equal_steps_and_queries(
+    name: str, eps: float, n: int
+) -> None:
+    import torchattacks as peer
+
+    (x, y), model = digits(n), load_model(name).eval()
+    steps, queries = 10, 100
+    report = autoattack(
+        model, x, y, eps=eps, steps=steps, queries=queries, progress=False,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    protocol = peer.AutoAttack(model, norm="Linf", eps=eps, seed=0)
+    for attack in protocol._autoattack.attacks:
+        attack.steps, attack.n_queries = steps, queries - 1
+    with torch.random.fork_rng(devices=[]):
+        theirs = evaluate(model, protocol(x, y), y)
+    not_weaker(report.accuracy, theirs)
+    what = f"accuracy left by the protocol on {name} at eps {eps}, {steps} steps, {queries} queries"
+    seen = row("torchattacks", "autoattack", "linf", what, report.accuracy, theirs)
+    record(f"protocol_{name}", [seen])
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_the_recorded_protocol_is_not_weaker_and_still_holds(name: str) -> None:
+    """A thousand images with all steps and queries take half an hour: a record, and some of it again."""
+    found = json.loads(RECORD.read_text(encoding="utf-8"))
+    ours, theirs = (
+        torch.tensor(found["outcomes"][name][library]) for library in ("modelsec", "torchattacks")
+    )
+    assert len(ours) == len(theirs) == found["n"] == 1000
+    left, other = (Proportion(int(part.sum()), 1000) for part in (ours, theirs))
+    not_weaker(left, other)
+    eps = found["eps"][name]
+    what = f"accuracy left by the protocol on {name} at eps {eps}, as it comes"
+    record(f"recorded_{name}", [row("torchattacks", "autoattack", "linf", what, left, other)])
+    # images that stood: do they still, and were those that fell broken?
+    rows = torch.cat([(ours == outcome).nonzero()[:10, 0] for outcome in (0, 1)])
+    (x, y), model = digits(1000), load_model(name)
+    again = autoattack(
+        model, x[rows], y[rows], eps=eps, progress=False, generator=torch.Generator().manual_seed(1)
+    )
+    assert int((again.stands != ours[rows].bool()).sum()) <= 2

@@ -106,7 +106,9 @@ def square(
     images = x.reshape(len(x), -1, height, x.shape[-1])
     move: _Move = (_Squares if norm == "linf" else _Bumps)(images, radius.view(-1, 1, 1, 1))
     # all at once: what is drawn later with this generator doesn't depend on when this search ends
-    first, *later = _draws((queries, move.draws), generator)
+    (first,), later = (
+        _draws(rows, n, generator) for rows, n in ((1, move.first), (queries, move.each))
+    )
     adv, result, rows = move.start(first), x.clone(), torch.arange(len(x), device=x.device)
     early_stop = early_stop and readable(x)
     with inference(model), torch.no_grad():
@@ -141,14 +143,20 @@ Part = tuple[slice, slice, slice, slice]
 
 
 class _Move(Protocol):
-    """One norm's random changes. ``draws``: how many numbers in [0, 1) one of them takes."""
+    """One norm's random changes.
 
-    draws: int
+    Attributes:
+        first: how many random numbers in [0, 1) the start takes.
+        each: how many a change takes.
+    """
 
-    def start(self, drawn: Tensor) -> Tensor:
+    first: int
+    each: int
+
+    def start(self, drawn: list[float]) -> Tensor:
         """The first point, from the numbers drawn for it: (N, C, H, W)."""
 
-    def propose(self, adv: Tensor, share: float, drawn: Tensor) -> tuple[Part, Tensor]:
+    def propose(self, adv: Tensor, share: float, drawn: list[float]) -> tuple[Part, Tensor]:
         """A part of the images, and what is to stand there, for a window of that share."""
 
     def keep(self, rows: Tensor) -> None:
@@ -161,22 +169,25 @@ class _Squares:
     def __init__(self, x: Tensor, radius: Tensor) -> None:
         self.low, self.high = check_norm("linf").region(x, radius)
         _, self.channels, self.height, self.width = x.shape
-        self.draws = max(2 + self.channels, self.channels * self.width)
+        self.first, self.each = self.channels * self.width, 2 + self.channels
 
-    def start(self, drawn: Tensor) -> Tensor:
+    def start(self, drawn: list[float]) -> Tensor:
         """See :class:`_Move`: stripes, one pixel wide."""
-        up = drawn[: self.channels * self.width].view(self.channels, 1, self.width) < 0.5
-        return torch.where(up.to(self.low.device), self.high, self.low)
+        up = self.up(drawn).view(self.channels, 1, self.width)
+        return torch.where(up, self.high, self.low)
 
-    def propose(self, adv: Tensor, share: float, drawn: Tensor) -> tuple[Part, Tensor]:
+    def propose(self, adv: Tensor, share: float, drawn: list[float]) -> tuple[Part, Tensor]:
         """See :class:`_Move`. Where that would change nothing, the signs are turned round."""
         side = max(round(math.sqrt(share * self.height * self.width)), 1)
         part = _window(side, self.height, self.width, drawn[:2])
-        up = (drawn[2 : 2 + self.channels].view(-1, 1, 1) < 0.5).to(adv.device)
+        up = self.up(drawn[2:]).view(-1, 1, 1)
         low, high, old = self.low[part], self.high[part], adv[part]
         new = torch.where(up, high, low)
         idle = per_sample((new == old).flatten(1).all(1), new)
         return part, torch.where(idle, torch.where(up, low, high), new)
+
+    def up(self, drawn: list[float]) -> Tensor:
+        return torch.tensor([u < 0.5 for u in drawn], device=self.low.device)
 
     def keep(self, rows: Tensor) -> None:
         """See :class:`_Move`."""
@@ -194,22 +205,24 @@ class _Bumps:
             min(5, self.height // self.tall),
             min(5, self.width // self.wide),
         )
-        self.draws = max(5 + self.channels, self.rows * self.columns * (1 + self.channels))
+        self.each = 5 + self.channels
+        self.first = self.rows * self.columns * (1 + self.channels)
         self.bumps: dict[tuple[int, int], Tensor] = {}
 
-    def start(self, drawn: Tensor) -> Tensor:
+    def start(self, drawn: list[float]) -> Tensor:
         """See :class:`_Move`: five by five tiles with bumps, of length eps together."""
-        delta, numbers = torch.zeros_like(self.x[:1]), iter(drawn.split(1 + self.channels))
+        delta, drawn = torch.zeros_like(self.x[:1]), list(drawn)
         top = (self.height - self.rows * self.tall) // 2
         left = (self.width - self.columns * self.wide) // 2
         for i in range(top, top + self.rows * self.tall, self.tall):
             for j in range(left, left + self.columns * self.wide, self.wide):
-                bump = self.bump(self.tall, self.wide, next(numbers))
+                now, drawn = drawn[: 1 + self.channels], drawn[1 + self.channels :]
+                bump = self.bump(self.tall, self.wide, now)
                 delta[..., i : i + self.tall, j : j + self.wide] = bump
         delta = self.radius * delta / self.ball.size(delta)
         return self.ball.project(self.x + delta, self.x, self.radius)
 
-    def propose(self, adv: Tensor, share: float, drawn: Tensor) -> tuple[Part, Tensor]:
+    def propose(self, adv: Tensor, share: float, drawn: list[float]) -> tuple[Part, Tensor]:
         """See :class:`_Move`; algorithm 3. The whole image is given, since its length is shared."""
         side = max(round(math.sqrt(share * self.height * self.width)), 3) // 2 * 2 + 1  # odd
         here, there = (_window(side, self.height, self.width, drawn[at : at + 2]) for at in (0, 2))
@@ -226,14 +239,14 @@ class _Bumps:
         whole = (slice(None),) * 4
         return whole, self.ball.confine_(delta.add_(self.x), (self.x, self.radius))
 
-    def bump(self, height: int, width: int, drawn: Tensor) -> Tensor:
+    def bump(self, height: int, width: int, drawn: list[float]) -> Tensor:
         """(1, C, height, width): upright or lying, and with a sign for each channel."""
-        lying = bool(drawn[0] < 0.5)
+        lying = drawn[0] < 0.5
         size = (width, height) if lying else (height, width)
         if size not in self.bumps:
             self.bumps[size] = _two_bumps(*size).to(self.x)
         bump = self.bumps[size].T if lying else self.bumps[size]
-        sign = (drawn[1 : 1 + self.channels] - 0.5).sign().to(self.x)
+        sign = torch.tensor([1 if u < 0.5 else -1 for u in drawn[1:]], device=bump.device)
         return sign.view(1, -1, 1, 1) * bump
 
     def keep(self, rows: Tensor) -> None:
@@ -241,9 +254,12 @@ class _Bumps:
         self.x, self.radius = self.x[rows], self.radius[rows]
 
 
-def _draws(shape: tuple[int, int], generator: torch.Generator | None) -> Tensor:
+def _draws(rows: int, n: int, generator: torch.Generator | None) -> list[list[float]]:
     device = "cpu" if generator is None else generator.device
-    return torch.rand(shape, generator=generator, device=device, dtype=torch.float64).cpu()
+    drawn = torch.rand(rows, n, generator=generator, device=device, dtype=torch.float64)
+    # a tensor without values (FakeTensorMode) draws none
+    numbers: list[list[float]] = drawn.tolist() if readable(drawn) else [[0.5] * n] * rows
+    return numbers
 
 
 def _fraction(step: int, queries: int) -> float:
@@ -252,12 +268,12 @@ def _fraction(step: int, queries: int) -> float:
     return next(1 / divisor for end, divisor in SCHEDULE if done <= end)
 
 
-def _window(side: int, height: int, width: int, drawn: Tensor) -> Part:
+def _window(side: int, height: int, width: int, drawn: list[float]) -> Part:
     """A window of so many pixels each way, or as many as there are, at a random place."""
     tall, wide = min(side, height), min(side, width)
     top, left = (
         int(u * (size - length + 1))
-        for u, size, length in zip(drawn.tolist(), (height, width), (tall, wide), strict=True)
+        for u, size, length in zip(drawn, (height, width), (tall, wide), strict=True)
     )
     return slice(None), slice(None), slice(top, top + tall), slice(left, left + wide)
 
