@@ -10,6 +10,9 @@ Where the peers' rules differ from ours, and what is compared then:
 * ART's PGD clips to the box before it projects on the l2 ball, we (as Foolbox and torchattacks) after. The two agree
   where the box is out of reach, so ART's l2 attacks are compared on images of lower contrast, from 0.25 to 0.75.
 * adv-lib returns the point that fools, or the clean image. Its model is asked about its iterates. No PGD in l2.
+* MI-FGSM's gradients are divided by their mean size by some and by their sum by others: the steps are the same.
+* In l1 each library steps in another way (Foolbox along the gradient, ART on one pixel without regard to the box), so
+  only the projection on ball and box is compared, with adv-lib's, and the strength with its APGD.
 """
 
 import sys
@@ -20,9 +23,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from agreement_table import Agreement, record
 from torch import Tensor, nn
 
-from modelsec.attacks import fgsm, pgd
+from modelsec.attacks import bim, fgsm, mi_fgsm, pgd
+from modelsec.attacks.norms import NORMS
 from modelsec.data import mnist
 from modelsec.losses import cross_entropy
 from modelsec.zoo import load_model
@@ -53,19 +58,35 @@ def test_iterates_agree_with_the_peers(capfd: pytest.CaptureFixture[str]) -> Non
         (library, "pgd", norm)
         for library in ("torchattacks", "foolbox", "adversarial-robustness-toolbox")
         for norm in ("linf", "l2")
-    } | {("adv-lib", "pgd", "linf")}
+    } | {("adv-lib", "pgd", "linf"), ("adv-lib", "projection", "l1")}
+    for attack in ("fgsm", "bim", "mi_fgsm"):
+        assert len({row.library for row in rows if row.attack == attack}) >= 2, attack
     for row in rows:
         assert row.images >= 64, row
         assert row.difference <= TOLERANCE, row
+    record("gradient_iterates", [seen(row) for row in rows])
+
+
+def seen(row: Row) -> Agreement:
+    """A line of the page."""
+    what = {"projection": "projection on ball and box", "fgsm": "the result"}
+    return Agreement(
+        row.library,
+        {"projection": "pgd"}.get(row.attack, row.attack),
+        row.norm,
+        what.get(row.attack, f"iterates of {STEPS} steps"),
+        row.images,
+        f"largest difference {row.difference:.0e}",
+    )
 
 
 def table(rows: list[Row]) -> str:
     lines = [
-        f"\n{'library':<32}{'version':<9}{'attack':<8}{'norm':<6}{'images':<8}largest difference"
+        f"\n{'library':<32}{'version':<9}{'attack':<12}{'norm':<6}{'images':<8}largest difference"
     ]
     for row in rows:
         lines.append(
-            f"{row.library:<32}{version(row.library):<9}{row.attack:<8}{row.norm:<6}{row.images:<8}"
+            f"{row.library:<32}{version(row.library):<9}{row.attack:<12}{row.norm:<6}{row.images:<8}"
             f"{row.difference:.1e} of a pixel's range"
         )
     return "\n".join(lines)
@@ -80,14 +101,19 @@ def scenes(contrast: float = 1.0) -> Iterator[tuple[nn.Module, Tensor, Tensor]]:
 
 
 def iterates(
-    model: nn.Module, x: Tensor, y: Tensor, norm: str, start: Tensor | None = None
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    norm: str,
+    start: Tensor | None = None,
+    attack: Callable[..., Tensor] = pgd,
 ) -> list[Tensor]:
     """Our iterates after 1, 2, ... steps, from x unless another start is given."""
     path: list[Any] = []
-    pgd(
+    begin = {"start": x if start is None else start} if attack is pgd else {}
+    attack(
         model, x, y, eps=EPS[norm], norm=norm, steps=STEPS, step_size=STEP_SIZE[norm],
-        loss=cross_entropy, start=x if start is None else start, early_stop=False,
-        callback=path.append,
+        loss=cross_entropy, early_stop=False, callback=path.append, **begin,
     )  # fmt: skip
     return [point.adv for point in path[1:]]
 
@@ -122,7 +148,19 @@ def torchattacks() -> Iterator[Row]:
         theirs = [peer.PGDL2(model, steps=k, **rule)(x, y) for k in range(1, STEPS + 1)]
         return gap(iterates(model, x, y, "l2"), theirs)
 
+    def plain(model: nn.Module, x: Tensor, y: Tensor) -> float:
+        rule = {"eps": EPS["linf"], "alpha": STEP_SIZE["linf"]}
+        theirs = [peer.BIM(model, steps=k, **rule)(x, y) for k in range(1, STEPS + 1)]
+        return gap(iterates(model, x, y, "linf", attack=bim), theirs)
+
+    def momentum(model: nn.Module, x: Tensor, y: Tensor) -> float:
+        rule = {"eps": EPS["linf"], "alpha": STEP_SIZE["linf"], "decay": 1.0}
+        theirs = [peer.MIFGSM(model, steps=k, **rule)(x, y) for k in range(1, STEPS + 1)]
+        return gap(iterates(model, x, y, "linf", attack=mi_fgsm), theirs)
+
     yield worst("torchattacks", "fgsm", "linf", one_step)
+    yield worst("torchattacks", "bim", "linf", plain)
+    yield worst("torchattacks", "mi_fgsm", "linf", momentum)
     yield worst("torchattacks", "pgd", "linf", linf)
     yield worst("torchattacks", "pgd", "l2", l2)
 
@@ -166,12 +204,33 @@ def foolbox() -> Iterator[Row]:
             ]
             return gap(iterates(model, x, y, norm, start), theirs)
 
+        basic = {
+            "linf": peer.attacks.LinfBasicIterativeAttack,
+            "l2": peer.attacks.L2BasicIterativeAttack,
+        }[norm]
+
+        def plain(
+            model: nn.Module, x: Tensor, y: Tensor, norm: str = norm, basic: type = basic
+        ) -> float:
+            theirs = [
+                basic(abs_stepsize=STEP_SIZE[norm], steps=k).run(
+                    peer.PyTorchModel(model, (0, 1)), x, y, epsilon=EPS[norm]
+                )
+                for k in range(1, STEPS + 1)
+            ]
+            return gap(iterates(model, x, y, norm, attack=bim), theirs)
+
+        yield worst("foolbox", "bim", norm, plain)
         yield worst("foolbox", "fgsm", norm, one_step)
         yield worst("foolbox", "pgd", norm, path)
 
 
 def art() -> Iterator[Row]:
-    from art.attacks.evasion import FastGradientMethod
+    from art.attacks.evasion import (
+        BasicIterativeMethod,
+        FastGradientMethod,
+        MomentumIterativeMethod,
+    )
     from art.attacks.evasion import ProjectedGradientDescentPyTorch as Projected
     from art.estimators.classification import PyTorchClassifier
 
@@ -203,6 +262,29 @@ def art() -> Iterator[Row]:
             ]
             return gap(iterates(model, x, y, norm), theirs)
 
+        for attack, kind in ((bim, BasicIterativeMethod), (mi_fgsm, MomentumIterativeMethod)):
+
+            def old_path(
+                model: nn.Module,
+                x: Tensor,
+                y: Tensor,
+                attack: Callable[..., Tensor] = attack,
+                kind: type = kind,
+            ) -> float:
+                rule = {"eps": EPS["linf"], "eps_step": STEP_SIZE["linf"]}
+                rule |= {"batch_size": 64, "verbose": False}
+                theirs = [
+                    torch.from_numpy(
+                        kind(wrap(model), max_iter=k, **rule).generate(x.numpy(), y.numpy())
+                    )
+                    for k in range(1, STEPS + 1)
+                ]
+                return gap(iterates(model, x, y, "linf", attack=attack), theirs)
+
+            if norm == "linf":
+                name = attack.__name__
+                yield worst("adversarial-robustness-toolbox", name, norm, old_path)
+
         yield worst("adversarial-robustness-toolbox", "fgsm", norm, one_step, contrast)
         yield worst("adversarial-robustness-toolbox", "pgd", norm, path, contrast)
 
@@ -212,6 +294,18 @@ def adv_lib() -> Iterator[Row]:
 
     without_visdom()
     from adv_lib.attacks import pgd_linf
+    from adv_lib.attacks.auto_pgd import l1_projection
+
+    def projection(model: nn.Module, x: Tensor, y: Tensor) -> float:
+        gaps = []
+        for seed, (eps, stretch) in enumerate(((1.0, 0.5), (5.0, 2.0), (20.0, 2.0))):
+            change = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)) - 0.5
+            far, radius = x + stretch * change, torch.full((len(x),), eps)
+            ours = NORMS["l1"].project(far, x, radius.view(-1, 1, 1, 1))
+            gaps.append(gap(ours, far + l1_projection(x, far - x, radius)))
+        return max(gaps)
+
+    yield worst("adv-lib", "projection", "l1", projection)
 
     def path(model: nn.Module, x: Tensor, y: Tensor) -> float:
         asked: list[Tensor] = []
@@ -226,3 +320,41 @@ def adv_lib() -> Iterator[Row]:
         return gap(iterates(model, x, y, "linf"), asked[1:])
 
     yield worst("adv-lib", "pgd", "linf", path)
+
+
+def left(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    with torch.no_grad():
+        return float((model(x).argmax(1) == y).double().mean())
+
+
+def test_random_starts_are_not_weaker_than_the_peers() -> None:
+    """PGD on 1000 digits, and in l1 the APGD that was made for it, within what chance allows."""
+    import torchattacks as peer
+
+    from benchmarks.libraries import without_visdom
+
+    without_visdom()
+    from adv_lib.attacks.auto_pgd import apgd
+
+    digits, model = mnist(), load_model("convnet").requires_grad_(False)
+    x, y = digits.x_test, digits.y_test
+    drawn = {"steps": 20, "generator": torch.Generator().manual_seed(0)}
+    rule = {"eps": 0.1, "steps": 20, "alpha": 0.0125, "random_start": True}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        theirs = {
+            ("linf", 0.1): left(model, peer.PGD(model, **rule)(x, y), y),
+            ("l1", 5.0): left(model, apgd(model, x, y, 5.0, 1, n_iter=20, loss_function="ce"), y),
+            ("l1", 10.0): left(model, apgd(model, x, y, 10.0, 1, n_iter=20, loss_function="ce"), y),
+        }
+    rows = []
+    for (norm, eps), accuracy in theirs.items():
+        ours = left(model, pgd(model, x, y, eps=eps, norm=norm, **drawn), y)
+        chance = 1.96 * (2 * accuracy * (1 - accuracy) / len(x)) ** 0.5
+        assert ours <= accuracy + chance, (norm, eps, ours, accuracy)
+        library, other = ("torchattacks", "PGD") if norm == "linf" else ("adv-lib", "APGD")
+        what = f"accuracy left at eps {eps:g}, 20 steps, against {other}"
+        rows.append(
+            Agreement(library, "pgd", norm, what, len(x), f"ours {ours:.3f}, theirs {accuracy:.3f}")
+        )
+    record("gradient_left", rows)
