@@ -3,7 +3,7 @@
 import pytest
 
 from modelsec import threat as module
-from modelsec.attacks import fgsm, pgd
+from modelsec.attacks import bim, fgsm, mi_fgsm, pgd
 from modelsec.threat import Registered, ThreatModel, card, registry, table, threat
 
 
@@ -17,10 +17,10 @@ def empty(monkeypatch: pytest.MonkeyPatch) -> dict[str, Registered]:
 def test_the_attacks_carry_their_cards() -> None:
     assert card(fgsm).cost == "one gradient"
     assert card(pgd).source == "https://arxiv.org/abs/1706.06083"
-    for function in (fgsm, pgd):
+    for function in (fgsm, bim, pgd, mi_fgsm):
         assert card(function).goal == "evasion"
         assert card(function).knowledge == "white-box"
-        assert card(function).norms == ("linf", "l2")
+        assert card(function).norms == ("linf", "l2", "l1")
         assert registry[function.__name__].function is function
 
 
@@ -66,8 +66,8 @@ def test_the_table_has_a_row_for_each() -> None:
     rows = table()
     assert [row["name"] for row in rows] == sorted(registry)
     row = next(row for row in rows if row["name"] == "pgd")
-    assert row["norms"] == "linf, l2"
-    assert "| pgd | evasion | white-box | linf, l2 |" in repr(rows)
+    assert row["norms"] == "linf, l2, l1"
+    assert "| pgd | evasion | white-box | linf, l2, l1 |" in repr(rows)
     assert 'href="https://arxiv.org/abs/1706.06083"' in rows._repr_html_()
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from modelsec.attacks import gradient as attacks
 from modelsec.attacks.norms import NORMS, unit
 from modelsec.check.grading import grader, require
-from modelsec.check.loss import _number, _small_model
+from modelsec.check.loss import number, small_model
 from modelsec.data import mnist
 from modelsec.losses import cross_entropy
 from modelsec.training import evaluate
@@ -26,7 +26,7 @@ EPS, STEPS, LEFT = 20.0, 20, 0.36  # of step_rule; constant steps leave more
 @grader("Fewer steps, and some corners of the ball can't be reached from the other side.")
 def steps_to_cross(answer: Any) -> None:
     """Grade a number: the steps of 1/255 that lead from one wall of the ball to the other."""
-    answer = _number(answer)
+    answer = number(answer)
     for wrong, why in (
         (
             8,
@@ -48,7 +48,7 @@ def steps_to_cross(answer: Any) -> None:
 def pgd(solution: Any) -> None:
     """Grade ``f(model, x, y, eps, alpha, steps, start) -> x_adv``: the last iterate, in linf."""
     generator = torch.Generator().manual_seed(5)
-    model = _small_model(generator)
+    model = small_model(generator)
     x = torch.rand(24, 1, 8, 8, generator=generator)
     x = torch.where(x < 0.25, 0.0, torch.where(x > 0.75, 1.0, x))
     y = torch.randint(10, (24,), generator=generator)

@@ -25,7 +25,7 @@ __all__ = ["cross_entropy", "fgsm", "risk_of_guessing", "saturation", "worst_cas
 @grader("A risk well below this number means that the network has learned something.")
 def risk_of_guessing(answer: Any) -> None:
     """Grade a number: the cross-entropy of a classifier that finds all ten classes equally likely."""
-    answer = _number(answer)
+    answer = number(answer)
     for wrong, why in (
         (0.1, "That is the probability of the true class; the loss is minus its logarithm."),
         (1.0, "That is the logarithm to base 10; cross-entropy uses the natural one."),
@@ -81,7 +81,7 @@ def cross_entropy(solution: Any) -> None:
 def fgsm(solution: Any) -> None:
     """Grade ``f(model, x, y, eps) -> x_adv``: ball, box, labels, model untouched, full strength."""
     generator = torch.Generator().manual_seed(2)
-    model = _small_model(generator)
+    model = small_model(generator)
     x = torch.rand(32, 1, 8, 8, generator=generator)
     x = torch.where(x < 0.25, 0.0, torch.where(x > 0.75, 1.0, x))  # many pixels at the walls
     y = torch.randint(10, (32,), generator=generator)
@@ -149,7 +149,7 @@ def worst_case(solution: Any) -> None:
     for norm, dual in (("linf", 1), ("l2", 2), ("l1", torch.inf)):
         w = torch.randn(20, generator=generator)
         margin, eps = 1.7, 0.3
-        got = _number(solution(w.clone(), margin, eps, norm))
+        got = number(solution(w.clone(), margin, eps, norm))
         cost = eps * float(torch.linalg.vector_norm(w, dual))
         same = eps * float(torch.linalg.vector_norm(w, {"linf": torch.inf, "l2": 2, "l1": 1}[norm]))
         require(
@@ -211,7 +211,8 @@ class _Scale(nn.Module):
         return self.factor * x
 
 
-def _small_model(generator: torch.Generator) -> nn.Module:
+def small_model(generator: torch.Generator) -> nn.Module:
+    """An untrained network for images (N, 1, 8, 8) and ten classes, in eval mode."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -224,7 +225,7 @@ def _mean_loss(model: nn.Module, x: Tensor, y: Tensor) -> float:
         return float(F.cross_entropy(model(x), y))
 
 
-def _number(answer: Any) -> float:
+def number(answer: Any) -> float:
     """One number, of whatever kind: Python's, NumPy's, or a tensor of one element."""
     require(not callable(answer), "Give a number, not a function.")
     single = isinstance(answer, Real) or (isinstance(answer, Tensor) and answer.numel() == 1)
