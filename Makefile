@@ -95,6 +95,10 @@ test-gpu: $(ENV) ## on a machine with CUDA: the tests that need it, and every no
 bench: $(ENV) ## compare our speed with other libraries' and write the book's page (some 7 minutes)
 	@$(PY) -m benchmarks
 
+.PHONY: gauntlet
+gauntlet: $(ENV) ## try our attacks and other libraries' with correctness probes and write the page (some 10 minutes)
+	@$(PY) -m benchmarks.gauntlet --book
+
 .PHONY: format
 format: $(ENV) ## mend style and format
 	@$(PY) -m ruff check --fix-only .

@@ -513,7 +513,9 @@ PEERS = [
         of_torchattacks,
         says={
             "normalised_input": "torchattacks says that images must lie in [0, 1] (the docstring of "
-            "each attack). It takes a normalisation by `set_normalization_used`."
+            "each attack). It takes a normalisation by `set_normalization_used`.",
+            "random_start": "torchattacks' APGD draws its start from a seed, 0 unless told otherwise "
+            "(its docstring), so that it starts at the same point in every run.",
         },
     ),
     Library(

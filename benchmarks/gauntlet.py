@@ -408,11 +408,11 @@ def targets(attack: Attack) -> Reading:
 def batch_size(attack: Attack) -> Reading:
     """A sample's result does not depend on its neighbours.
 
-    4 digits in one batch and in batches of one, without random start: where the change differs
+    Two digits in one batch and in batches of one, without random start: where the change differs
     by more than 1% of its length, that is one too many.
     """
-    (x, y), model = digits(4), load_model("net")
-    ask = Ask(eps=0.5 * RADIUS[attack.norm], search=30)
+    (x, y), model = digits(2), load_model("net")
+    ask = Ask(eps=0.5 * RADIUS[attack.norm], search=100)
     whole = attack(model, x, y, ask).adv
     single = torch.cat([attack(model, x[i : i + 1], y[i : i + 1], ask).adv for i in range(len(x))])
     differ = size(single, whole, "l2") > 0.01 * size(whole, x, "l2").clamp_min(1e-3)
@@ -459,7 +459,7 @@ def random_start(attack: Attack) -> Reading:
             worst = max(worst, over, float(-one.min()), float(one.max() - 1))
     moved = (starts[0] != x).flatten(1).any(1)
     differ = (starts[0] != starts[1]).flatten(1).any(1)
-    fine = bool((moved & differ).all()) and worst <= 1e-5
+    fine = bool((moved & differ).all()) and worst <= 1e-4  # beyond rounding
     return Reading(fine, f"{share(moved & differ)} random, {worst:.1e} outside")
 
 
@@ -609,7 +609,7 @@ def after_an_error(attack: Attack) -> Reading:
         with contextlib.suppress(Exception):
             attack(model, x, y, SHORT)
         changed.append(differences(before, state(model)))
-    more = [key for key in changed[1] if key not in changed[0]]
+    more = sorted({key for key, _ in changed[1] - changed[0]})
     return Reading(not more, ", ".join(more) + " changed" if more else "nothing more")
 
 
@@ -624,19 +624,20 @@ def state(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Which of them differ."""
+def differences(before: dict[str, Any], after: dict[str, Any]) -> set[tuple[str, int]]:
+    """Which of them differ: what it is, and of which module or parameter."""
 
     def same(a: Any, b: Any) -> bool:
         if isinstance(a, Tensor) and isinstance(b, Tensor):
             return torch.equal(a, b)
         return type(a) is type(b) and bool(a == b)
 
-    return [
-        key
+    return {
+        (key, i)
         for key in before
-        if not all(same(a, b) for a, b in zip(before[key], after[key], strict=True))
-    ]
+        for i, (a, b) in enumerate(zip(before[key], after[key], strict=True))
+        if not same(a, b)
+    }
 
 
 @probe(*EVERY)
@@ -649,7 +650,8 @@ def gradients(attack: Attack) -> Reading:
     model, x, y = with_batchnorm()
     before, seen = state(model), x.clone()
     attack(model, x, y, SHORT)
-    changed = [key for key in differences(before, state(model)) if key not in ("modes", "buffers")]
+    found = {key for key, _ in differences(before, state(model))}
+    changed = sorted(found - {"modes", "buffers"})
     changed += ["x.grad"] * (x.grad is not None) + ["x.requires_grad"] * x.requires_grad
     changed += ["x itself"] * (not torch.equal(x.detach(), seen))
     return Reading(not changed, ", ".join(changed) + " changed" if changed else "nothing changed")
@@ -821,12 +823,11 @@ def cell(rows: list[dict[str, Any]]) -> str:
     return ", ".join(f"{verdict} {tried.count(verdict)} of {len(tried)}" for verdict in bad)
 
 
-def table(results: dict[str, Any], titles: dict[str, str] | None = None) -> Table:
+def table(results: dict[str, Any]) -> Table:
     """Probe x library."""
     libraries = dict.fromkeys(row["library"] for row in results["rows"])
     return Table(
-        {"probe": (titles or {}).get(name, name)}
-        | {library: cell(rows_of(results, name, library)) for library in libraries}
+        {"probe": name} | {library: cell(rows_of(results, name, library)) for library in libraries}
         for name in dict.fromkeys(row["probe"] for row in results["rows"])
     )
 
@@ -860,6 +861,11 @@ def calls(results: dict[str, Any]) -> Table:
     )
 
 
+def spoken(name: str) -> str:
+    """A probe's name as words."""
+    return name.replace("_", " ").replace("1 percent", "1%")
+
+
 def link(issue: str) -> str:
     """An issue as a link."""
     library, _, number = issue.partition("#")
@@ -877,15 +883,17 @@ def render(results: dict[str, Any]) -> str:
         asked = f" Reported in {', '.join(map(link, one.issues))}." if one.issues else ""
         notes = {row["says"] for row in results["rows"] if row["probe"] == name and "says" in row}
         body = one.text.partition(".")[2].strip()
-        parts.append(f"### {one.title}\n\n{body}{asked}\n\n{details(results, name)!r}\n")
+        parts.append(f"### {spoken(name)}\n\n**{one.title}.** {body}{asked}\n")
+        parts.append(f"{details(results, name)!r}\n")
         parts.extend(f"{note}\n" for note in sorted(notes))
     summary = Table(
         {
             "library": name,
             "version": results["versions"][name],
-            "readings": str(sum("attack" in row for row in mine)),
+            "readings": str(sum(row["verdict"] in ("holds", *BAD) for row in mine)),
             "hold": str(sum(row["verdict"] == "holds" for row in mine)),
-            "fail": str(sum(row["verdict"] in BAD for row in mine)),
+            "fail": str(sum(row["verdict"] == "fails" for row in mine)),
+            "fail, and say so": str(sum(row["verdict"] == "says so" for row in mine)),
         }
         for name in libraries
         for mine in [[row for row in results["rows"] if row["library"] == name]]
@@ -896,9 +904,9 @@ def render(results: dict[str, Any]) -> str:
         python=results["versions"]["Python"],
         probes=len(names),
         libraries=len(libraries),
-        readings=sum("attack" in row for row in results["rows"]),
+        readings=sum(row["verdict"] in ("holds", *BAD) for row in results["rows"]),
         summary=repr(summary),
-        table=repr(table(results, {name: known[name].title for name in names})),
+        table=repr(Table(row | {"probe": spoken(row["probe"])} for row in table(results))),
         details="\n".join(parts),
         calls=repr(calls(results)),
     )

@@ -146,7 +146,7 @@ def adv_lib(model: nn.Module, rule: Rule) -> Attack | None:
 
 def without_visdom() -> None:
     """Let adv-lib be imported where visdom is missing, which it needs for its plots only."""
-    if importlib.util.find_spec("visdom") is None and "visdom" not in sys.modules:
+    if "visdom" not in sys.modules and importlib.util.find_spec("visdom") is None:
         stand_in = types.ModuleType("visdom")
         stand_in.__spec__ = importlib.util.spec_from_loader("visdom", loader=None)
         sys.modules["visdom"] = stand_in
