@@ -170,11 +170,18 @@ def test_deepfool_crosses_the_border() -> None:
 
 
 def test_fmn_finds_a_way_although_black_pixels_cannot_darken() -> None:
-    digits, model = mnist(), load_model("net")
-    x, y = digits.x_test[:50], digits.y_test[:50]
+    digits, model = mnist(), load_model("convnet")
+    x, y = digits.x_test[:100], digits.y_test[:100]
     found = fmn(model, x, y, steps=60)
     assert found.found.all()
-    assert found.distance.median() < 1.02 * deepfool(model, x, y).distance.median()
+    assert found.distance.median() < 0.95 * deepfool(model, x, y).distance.median()
+
+
+def test_fmn_does_not_stay_on_the_border_of_a_linear_model() -> None:
+    """Where the way to it is exact, rounding decides on which side of the border a step ends."""
+    for n in (1, 3, 8):
+        model, x, y, _ = linear((12,), 2, n, lead=0.05, dtype=torch.float32)
+        assert fmn(model, x, y).found.all()
 
 
 def test_logits_of_any_scale_give_the_same_points() -> None:
@@ -465,7 +472,7 @@ def test_memory_does_not_grow_with_steps(name: str, norm: str) -> None:
     def watched(images: Tensor) -> Tensor:
         asked.append(weakref.ref(images))
         living.append(sum(reference() is not None for reference in asked))
-        return stubborn(images)
+        return stubborn(images.square())  # the square's graph keeps the images
 
     x = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     options = {"steps": 20} if name != "carlini_wagner" else {"steps": 200, "searches": 3}
