@@ -141,7 +141,7 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
         (N,); positive once the target's logit is above the label's.
 
     References:
-        Croce & Hein (2020), https://arxiv.org/abs/2003.01690, section 4.
+        Croce & Hein (2020), https://arxiv.org/abs/2003.01690.
     """
     both = logits.gather(1, torch.stack([y.long(), target.long()], 1))
     lead = both[:, 1] - both[:, 0]

@@ -94,7 +94,7 @@ def apgd(
         TypeError, ValueError: for input of the wrong kind; the message says what is wanted.
 
     References:
-        Croce & Hein (2020), https://arxiv.org/abs/2003.01690, section 3 and algorithm 1. In l1 its
+        Croce & Hein (2020), https://arxiv.org/abs/2003.01690, algorithm 1. In l1 its
         authors use another rule, https://arxiv.org/abs/2103.01208, which is not here.
     """
     x, y = check_inputs(model, x, y)
@@ -165,7 +165,7 @@ def apgd_targeted(
         TypeError, ValueError: for input of the wrong kind; the message says what is wanted.
 
     References:
-        Croce & Hein (2020), https://arxiv.org/abs/2003.01690, section 4 and appendix.
+        Croce & Hein (2020), https://arxiv.org/abs/2003.01690.
     """
     x, y = check_inputs(model, x, y)
     ball = _check_norm(norm)
@@ -316,7 +316,7 @@ class _Halving:
     def judge(self, step: int, value: Tensor, best: _Best) -> Tensor | None:
         """After a step: who is sent back to its best point, (n,) bool; None between checkpoints.
 
-        Conditions 1 and 2 of section 3. The paper writes condition 1 with "<", its authors' code,
+        The paper's conditions 1 and 2. It writes condition 1 with "<", its authors' code,
         and this, with "<=": it matters where 0.75 of a window is a whole number.
         """
         if step:

@@ -88,8 +88,9 @@ def square(
         TypeError, ValueError: for input of the wrong kind; the message says what is wanted.
 
     References:
-        Andriushchenko et al. (2020), https://arxiv.org/abs/1912.00049, algorithms 1 to 3; the
-        schedule, which the paper gives for 10,000 queries, is scaled to the budget.
+        Andriushchenko et al. (2020), https://arxiv.org/abs/1912.00049, and its authors' code,
+        https://github.com/max-andr/square-attack; the schedule, given for 10,000 queries, is scaled
+        to the budget.
     """
     x, y = check_inputs(model, x, y)
     if norm == "l1":
@@ -223,7 +224,7 @@ class _Bumps:
         return self.ball.project(self.x + delta, self.x, self.radius)
 
     def propose(self, adv: Tensor, share: float, drawn: list[float]) -> tuple[Part, Tensor]:
-        """See :class:`_Move`; algorithm 3. The whole image is given, since its length is shared."""
+        """See :class:`_Move`. The whole image is given, since its length is shared."""
         side = max(round(math.sqrt(share * self.height * self.width)), 3) // 2 * 2 + 1  # odd
         here, there = (_window(side, self.height, self.width, drawn[at : at + 2]) for at in (0, 2))
         delta = adv - self.x
