@@ -289,11 +289,11 @@ def _two_bumps(height: int, width: int) -> Tensor:
 def _one_bump(height: int, width: int) -> Tensor:
     """(height, width) of length 1, falling from its middle like a sum of 1 / k^2."""
     if not height:
-        return torch.zeros(0, width, dtype=torch.float64)
-    down, right = ((torch.arange(size) - size // 2).abs() for size in (height, width))
+        return torch.zeros(0, width, dtype=torch.float64, device="cpu")
+    down, right = ((torch.arange(size, device="cpu") - size // 2).abs() for size in (height, width))
     ring = torch.maximum(down[:, None], right[None])
     count = max(height, width) // 2 + 1
-    terms = 1 / torch.arange(1, count + 1, dtype=torch.float64) ** 2
+    terms = 1 / torch.arange(1, count + 1, dtype=torch.float64, device="cpu") ** 2
     bump = terms.flip(0).cumsum(0).flip(0)[ring]
     return _of_length_1(bump)
 
