@@ -656,7 +656,8 @@ def test_early_stop_keeps_the_first_point_that_fools(name: str, norm: str) -> No
         return log_odds(logits, labels) - 100 * len(calls)
 
     options = {"steps": 20, "callback": path.append, "loss": fading, "generator": case.generator}
-    adv = attack(name, model, x, y, eps=3.0 if norm == "l1" else 0.3, norm=norm, **options)
+    eps = 3.0 if norm == "l1" else 0.3
+    adv = attack(name, model, x, y, eps=eps, norm=norm, step_size=eps / 10, **options)
     first: dict[int, tuple[int, Tensor]] = {}
     for point in path:
         fooled = wrong(model, point.adv, y[point.rows])
