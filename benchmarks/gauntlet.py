@@ -408,14 +408,14 @@ def targets(attack: Attack) -> Reading:
 def batch_size(attack: Attack) -> Reading:
     """A sample's result does not depend on its neighbours.
 
-    Two digits in one batch and in batches of one, without random start: where the change differs
-    by more than 1% of its length, that is one too many.
+    Two digits in a batch with ten others, and each alone, without random start: where the change
+    differs by more than 1% of its length, that is one too many.
     """
-    (x, y), model = digits(2), load_model("net")
+    (x, y), model = digits(12), load_model("net")
     ask = Ask(eps=0.5 * RADIUS[attack.norm], search=100)
-    whole = attack(model, x, y, ask).adv
-    single = torch.cat([attack(model, x[i : i + 1], y[i : i + 1], ask).adv for i in range(len(x))])
-    differ = size(single, whole, "l2") > 0.01 * size(whole, x, "l2").clamp_min(1e-3)
+    whole = attack(model, x, y, ask).adv[:2]
+    single = torch.cat([attack(model, x[i : i + 1], y[i : i + 1], ask).adv for i in range(2)])
+    differ = size(single, whole, "l2") > 0.01 * size(whole, x[:2], "l2").clamp_min(1e-3)
     return Reading(not bool(differ.any()), f"{share(differ)} differ")
 
 
