@@ -99,6 +99,10 @@ bench: $(ENV) ## compare our speed with other libraries' and write the book's pa
 gauntlet: $(ENV) ## try our attacks and other libraries' with correctness probes and write the page (some 10 minutes)
 	@$(PY) -m benchmarks.gauntlet --book
 
+.PHONY: agreement
+agreement: $(ENV) ## compare our results with other libraries' and write the page (some 5 minutes)
+	@$(PY) -m benchmarks.agreement
+
 .PHONY: format
 format: $(ENV) ## mend style and format
 	@$(PY) -m ruff check --fix-only .

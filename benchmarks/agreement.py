@@ -62,7 +62,7 @@ def render(results: dict[str, Any]) -> str:
             "library": f"{NAMES.get(row['library'], row['library'])} {row['version']}",
             "what is compared": row["compared"],
             "n": f"{row['n']:,}",
-            "what was seen": row["result"],
+            "what was seen": row["result"].replace("0e+00", "0"),
         }
         for row in rows
     )

@@ -98,7 +98,8 @@ def test_half_a_file_is_refused(copy: Path) -> None:
 @pytest.mark.parametrize("function", [load_model, make])
 def test_an_unknown_name_is_answered_with_the_known_ones(function) -> None:
     with pytest.raises(
-        ValueError, match=r"no model 'gpt' in the zoo; there are \['convnet', 'convnet_robust', 'net'"
+        ValueError,
+        match=r"no model 'gpt' in the zoo; there are \['convnet', 'convnet_robust', 'net'",
     ):
         function("gpt")
 

@@ -175,7 +175,8 @@ class _Masked(nn.Module):
         self.net = load_model("net")
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net((3 * x).round() / 3)
+        logits: Tensor = self.net((3 * x).round() / 3)
+        return logits
 
 
 @grader("A gradient that is missing stops those who wait for it.")
