@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from torch import Tensor, nn
 
 from modelsec.attacks import apgd, apgd_targeted, autoattack
-from modelsec.attacks.apgd import likeliest_others
+from modelsec.attacks.apgd import _Best, _Halving, likeliest_others
+from modelsec.attacks.common import Active
+from modelsec.attacks.norms import NORMS
 from modelsec.attacks.report import Report
 from modelsec.losses import dlr, margin, targeted_dlr
 
@@ -87,6 +89,22 @@ def test_condition_2_wants_the_best_loss_to_rise() -> None:
     for _ in range(99):
         script.append(script[-1] + 0.1)
     assert turns(script) == [41, 70, 87, 99]
+
+
+def test_condition_2_compares_with_the_last_checkpoint_not_with_the_start() -> None:
+    """The best loss rises before the first checkpoint, and not between it and the second."""
+    x, ball = torch.zeros(1, 1), NORMS["linf"]
+    y, radius = torch.zeros(1).long(), torch.full((1, 1), 0.4)
+    rule = _Halving(ball, Active(y, x, y, radius, ball.region(x, radius)), 100)
+    rising = torch.arange(23.0)
+    below = torch.arange(19.0) - 100
+    turned = []
+    for step, value in enumerate(torch.cat([rising, below])):
+        best = _Best(x, x, value.clamp_min(22.0 if step > 22 else value)[None])
+        back = rule.judge(step, value[None], best)
+        if back is not None:
+            turned.append((step, bool(back)))
+    assert turned == [(22, False), (41, True)]
 
 
 @norms

@@ -95,6 +95,20 @@ def test_the_margin_never_falls_and_the_best_point_is_returned(norm: str, case: 
         assert point.adv.max() <= 1
 
 
+def test_no_query_asks_about_a_point_that_is_known() -> None:
+    """With one channel half of all windows would change nothing. Here nothing is ever better."""
+    shown: list[Tensor] = []
+
+    def model(x: Tensor) -> Tensor:
+        shown.append(x.clone())
+        return torch.tensor([1.0, 0.0]).expand(len(x), 2)
+
+    square(model, X, torch.zeros(6).long(), eps=0.1, queries=100, generator=seeded())
+    first, *others = shown
+    assert len(others) == 99
+    assert all((other != first).flatten(1).any(1).all() for other in others)
+
+
 @norms
 def test_a_model_without_a_gradient_is_attacked_all_the_same(norm: str) -> None:
     """Scores in twenty coarse steps, computed outside torch: PGD has nothing to go by."""
