@@ -310,6 +310,23 @@ def test_the_batch_size_does_not_matter(norm: str, batch_size: int) -> None:
     assert torch.allclose(whole.adv, parts.adv, rtol=0, atol=1e-9)
 
 
+def test_square_s_draws_do_not_depend_on_the_batch_size() -> None:
+    """A model in steps, which only Square breaks."""
+
+    def stairs(images: Tensor) -> Tensor:
+        lead = (images.flatten(1).mean(1) * 50).round() / 50 + 0 * images.flatten(1)[:, 0] - 0.51
+        return torch.stack([0 * lead, lead, lead - 1, lead - 2], 1)
+
+    x = 0.4 + 0.1 * torch.rand(6, 1, 6, 6, generator=seeded())
+    options = QUICK | {"eps": 0.1, "queries": 100}
+    whole, parts = (
+        autoattack(stairs, x, torch.zeros(6).long(), **options, batch_size=size, generator=seeded())
+        for size in (6, 2)
+    )
+    assert (whole.broken_by == 3).any()
+    assert torch.equal(whole.adv, parts.adv)
+
+
 @norms
 @settings(max_examples=8)
 @given(case=cases(kinds=("mlp", "conv")))
