@@ -65,8 +65,8 @@ def autoattack(
             attack is drawn from it, and it is never seeded.
 
     Returns:
-        A :class:`Report`. Ctrl-C (or Jupyter's stop button) ends the protocol early; what is
-        finished is reported.
+        A :class:`~modelsec.attacks.report.Report`. Ctrl-C (or Jupyter's stop button) ends the
+        protocol early; what is finished is reported.
 
     Raises:
         TypeError, ValueError: for input of the wrong kind; the message says what is wanted.
