@@ -22,7 +22,7 @@ document.addEventListener("DOMContentLoaded", () => {
 // Pages opened as files may not read other files: a search then shows titles without excerpts.
 if (location.protocol === "file:" && typeof DOCUMENTATION_OPTIONS !== "undefined") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
 
-// A formula wider than the screen scrolls: let the keyboard reach it.
+// A formula or a table wider than the screen scrolls: let the keyboard reach it.
 document.addEventListener("DOMContentLoaded", () => {
   const reachable = new ResizeObserver((entries) =>
     entries.forEach(({ target }) => {
@@ -30,5 +30,7 @@ document.addEventListener("DOMContentLoaded", () => {
       else target.removeAttribute("tabindex");
     }),
   );
-  document.querySelectorAll("div.math").forEach((formula) => reachable.observe(formula));
+  document
+    .querySelectorAll("div.math, .pst-scrollable-table-container")
+    .forEach((wide) => reachable.observe(wide));
 });
