@@ -92,7 +92,7 @@ test-gpu: $(ENV) ## on a machine with CUDA: the tests that need it, and every no
 	@$(QUIET) $(PY) -m pytest tests -m gpu
 
 .PHONY: bench
-bench: $(ENV) ## compare our speed with other libraries' and write the book's page (some 7 minutes)
+bench: $(ENV) ## compare our speed with other libraries' and write the book's page (some 25 minutes)
 	@$(PY) -m benchmarks
 
 .PHONY: gauntlet

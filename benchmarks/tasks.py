@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from benchmarks import auto, minimum_norm
 from benchmarks.libraries import FLOOR, OURS, PEERS, Attack, Library, Rule, modelsec
 from benchmarks.timing import race, summary
 from modelsec import data, models, zoo
@@ -89,6 +90,8 @@ def measure(quick: bool = False, say: Say = print) -> dict[str, Any]:
         "fgsm": run(FGSM),
         "evaluation": evaluation(nets["convnet"], x, y, quick, say),
         "sizes": [run(task) for task in SIZES],
+        "minimum": minimum_norm.measure(nets["convnet"], x, y, quick, say),
+        "auto": auto.measure(quick, say),
         "cost": {kind: cost(kind, nets["convnet"], x, y, quick, say) for kind in COUNTS},
     }
 

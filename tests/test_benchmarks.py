@@ -190,6 +190,11 @@ def made_up() -> dict[str, Any]:
     left = {name: dict(found, accuracy=0.25) for name, found in left.items()}
     left["floor"]["accuracy"] = None
     left["adv-lib"] = rows["adv-lib"]
+    near = {
+        name: found | {"median": 1.25, "found": 200, "gradients": 100.0}
+        for name, found in rows.items()
+        if name != "floor" and "missing" not in found
+    }
     steps = {"counts": [5, 10, 20], "seconds": [0.6, 1.1, 2.1]}
     return {
         "quick": False,
@@ -200,6 +205,11 @@ def made_up() -> dict[str, Any]:
         "fgsm": race | {"steps": 0, "rows": rows},
         "evaluation": race | {"n": 1000, "rows": left},
         "sizes": [race | {"rows": rows}],
+        "minimum": [race | {"attack": "FMN", "n": 200, "rows": near}],
+        "auto": [
+            race | {"attack": "APGD", "n": 128, "queries": 0, "rows": rows},
+            race | {"attack": "protocol", "n": 50, "queries": 5000, "rows": left},
+        ],
         "cost": dict.fromkeys(page.QUANTITIES, steps),
     }
 
@@ -215,6 +225,10 @@ def test_the_page_tells_the_numbers_and_who_is_missing(made_up: dict[str, Any]) 
         "`modelsec` is **5.2 times as fast** as the fastest peer, torchattacks. "
         "The aim was 4 times: met.",
         "| ConvNet, 128 | 25 ms | 1.04 | 1.06 | not installed | 1.73 |",
+        "| torchattacks | 1.2500 | 200 of 200 | 100 | 1.06 s | 1.02 (1.02–1.02) |",
+        "| APGD | ConvNet, eps 0.1 | 128 | 40 | torchattacks | 1.06 s | 1.02 (1.02–1.02) |  |",
+        "Auto-PGD takes **1.04 times the floor**. The aim was 1.05: met; the limit, 1.10: met. "
+        "With 40 steps on ConvNet, torchattacks' protocol takes **5.2 times our CPU time**.",
     ):
         assert line in text, line
     assert "$" not in text
@@ -233,7 +247,7 @@ def test_a_missed_aim_is_told(made_up: dict[str, Any]) -> None:
 
 
 def test_without_any_peer_nothing_is_compared(made_up: dict[str, Any]) -> None:
-    for race in (made_up["pgd"], made_up["evaluation"]):
+    for race in (made_up["pgd"], made_up["evaluation"], *made_up["auto"]):
         for name in ("torchattacks", "ART"):
             race["rows"][name] = {"missing": "not installed"}
     text = page.render(made_up)
