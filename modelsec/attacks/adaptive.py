@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modelsec.attacks.common import Model
+from modelsec.attacks.common import Model, check_counts
 from modelsec.models import drawing_from
 
 __all__ = ["bpda", "eot"]
@@ -126,8 +126,7 @@ class _Eot(nn.Module):
         super().__init__()
         if not callable(model):
             raise TypeError(f"model must be callable, got {type(model).__name__}")
-        if not isinstance(draws, int) or isinstance(draws, bool) or draws < 1:
-            raise ValueError(f"draws must be a whole number, 1 or more, got {draws!r}")
+        check_counts(draws=draws)
         self.model, self.draws, self.generator = model, draws, generator
 
     def forward(self, x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from modelsec.attacks.common import (
     Model,
     Objective,
     Search,
+    check_counts,
     check_inputs,
     check_norm,
     check_radius,
@@ -98,9 +99,9 @@ def apgd(
         authors use another rule, https://arxiv.org/abs/2103.01208, which is not here.
     """
     x, y = check_inputs(model, x, y)
-    ball = _check_norm(norm)
+    ball = check_norm(norm, "linf", "l2")
     radius = check_radius(eps, x, ball)
-    _check_counts(steps=steps, restarts=restarts)
+    check_counts(steps=steps, restarts=restarts)
     origin = x if start is None else check_start(start, x, radius, ball)
     random_start = random_start and start is None
     if not len(x):
@@ -168,11 +169,11 @@ def apgd_targeted(
         Croce & Hein (2020), https://arxiv.org/abs/2003.01690.
     """
     x, y = check_inputs(model, x, y)
-    ball = _check_norm(norm)
+    ball = check_norm(norm, "linf", "l2")
     radius = check_radius(eps, x, ball)
-    _check_counts(steps=steps)
+    check_counts(steps=steps)
     if not isinstance(targets, Tensor):
-        _check_counts(targets=targets)
+        check_counts(targets=targets)
     elif targets.dim() != 2 or len(targets) != len(x) or targets.is_floating_point():
         raise ValueError(
             f"targets must be a number or class indices of shape ({len(x)}, T), got "
@@ -340,15 +341,3 @@ class _Halving:
         self.rises, self.halved = self.rises[rows], self.halved[rows]
         if self.before is not None:
             self.before = self.before[rows]
-
-
-def _check_norm(norm: str) -> Norm:
-    if norm == "l1":
-        raise ValueError('norm must be "linf" or "l2" for APGD, got \'l1\'')
-    return check_norm(norm)
-
-
-def _check_counts(**counts: int) -> None:
-    if not all(isinstance(count, int) and count >= 1 for count in counts.values()):
-        names, given = " and ".join(counts), ", ".join(map(str, counts.values()))
-        raise ValueError(f"{names} must be whole, 1 or more: got {given}")

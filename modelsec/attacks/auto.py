@@ -13,7 +13,14 @@ from torch import Tensor
 
 from modelsec.attacks.apgd import apgd, apgd_targeted, likeliest_others
 from modelsec.attacks.black_box import square
-from modelsec.attacks.common import Model, Objective, check_inputs, check_norm, check_radius
+from modelsec.attacks.common import (
+    Model,
+    Objective,
+    check_counts,
+    check_inputs,
+    check_norm,
+    check_radius,
+)
 from modelsec.attacks.minimum_norm import fmn
 from modelsec.attacks.norms import per_sample
 from modelsec.attacks.report import Attempt, Report
@@ -76,13 +83,8 @@ def autoattack(
         https://github.com/fra31/auto-attack.
     """
     x, y = check_inputs(model, x, y)
-    if norm == "l1":
-        raise ValueError('norm must be "linf" or "l2" for autoattack, got \'l1\'')
-    radius = check_radius(eps, x, check_norm(norm)).flatten()
-    counts = {"steps": steps, "targets": targets, "queries": queries, "batch_size": batch_size}
-    for name, count in counts.items():
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name} must be whole, 1 or more: got {count!r}")
+    radius = check_radius(eps, x, check_norm(norm, "linf", "l2")).flatten()
+    check_counts(steps=steps, targets=targets, queries=queries, batch_size=batch_size)
     trial = _Trial(model, x, y, radius, batch_size)
     doubts: list[str] = []
     interrupted = False

@@ -13,6 +13,7 @@ from modelsec.attacks.common import (
     Iterate,
     Model,
     Objective,
+    check_counts,
     check_inputs,
     check_norm,
     check_radius,
@@ -93,11 +94,8 @@ def square(
         to the budget.
     """
     x, y = check_inputs(model, x, y)
-    if norm == "l1":
-        raise ValueError('norm must be "linf" or "l2" for square, got \'l1\'')
-    radius = check_radius(eps, x, check_norm(norm))
-    if not isinstance(queries, int) or queries < 1:
-        raise ValueError(f"queries must be whole, 1 or more: got {queries}")
+    radius = check_radius(eps, x, check_norm(norm, "linf", "l2"))
+    check_counts(queries=queries)
     if not 0 < share <= 1:
         raise ValueError(f"share must be above 0 and at most 1, got {share}")
     if not len(x):

@@ -17,6 +17,7 @@ __all__ = [
     "Model",
     "Objective",
     "Search",
+    "check_counts",
     "check_inputs",
     "check_norm",
     "check_radius",
@@ -45,11 +46,29 @@ class Iterate(NamedTuple):
     loss: Tensor
 
 
-def check_norm(norm: str) -> Norm:
-    """The geometry of a norm by its name; ValueError names the known ones."""
-    if not isinstance(norm, str) or norm not in NORMS:
-        raise ValueError(f"norm must be one of {sorted(NORMS)}, got {norm!r}")
+def check_norm(norm: str, *known: str) -> Norm:
+    """The geometry of a norm by its name, one of ``known`` (any if none is told).
+
+    Raises:
+        ValueError: for another one; it names those that are known.
+    """
+    allowed = sorted(known or NORMS)
+    if not isinstance(norm, str) or norm not in allowed:
+        raise ValueError(
+            f"norm must be one of {allowed}{' for this attack' if known else ''}, got {norm!r}"
+        )
     return NORMS[norm]
+
+
+def check_counts(**counts: int) -> None:
+    """Check numbers of steps, restarts, queries, by the names of their arguments.
+
+    Raises:
+        ValueError: for one that is no whole number, or below 1.
+    """
+    for name, count in counts.items():
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise ValueError(f"{name} must be a whole number, 1 or more, got {count!r}")
 
 
 def check_inputs(model: Model, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from modelsec.attacks.common import (
     Model,
     Objective,
     Search,
+    check_counts,
     check_inputs,
     check_norm,
     check_radius,
@@ -303,18 +304,13 @@ def _climb(
     x, y = check_inputs(model, x, y)
     ball = check_norm(norm)
     radius = check_radius(eps, x, ball)
-    if not all(isinstance(count, int) and count >= 1 for count in (steps, restarts)):
-        raise ValueError(f"steps and restarts must be whole, 1 or more: got {steps}, {restarts}")
+    check_counts(steps=steps, restarts=restarts)
     per_sample_value("decay", decay, x[:1])
-    size, rule = radius, None
-    if callable(step_size):
-        rule = _checked(step_size, x)
-    elif step_size is not None:
+    size = radius if way is None else way * radius / steps
+    if step_size is None and way is None:
+        step_size = functools.partial(_falling, radius.flatten())
+    elif step_size is not None and not callable(step_size):
         size = per_sample_value("step_size", step_size, x)
-    elif way is not None:
-        size = way * radius / steps
-    else:
-        rule = functools.partial(_falling, radius)
     origin = x if start is None else check_start(start, x, radius, ball)
     if not len(x):
         return x.clone()
@@ -336,8 +332,9 @@ def _climb(
                 todo, course = search.drop(todo, gradient, reached)
                 if not len(todo.rows):
                     break
-                if rule is not None:
-                    todo = todo._replace(size=rule(step / steps)[todo.rows])
+                if callable(step_size):
+                    size = per_sample_value("step_size", step_size(step / steps), x)
+                    todo = todo._replace(size=size[todo.rows])
                 ascent = ball.step(todo.adv, todo.size, course)
                 todo = todo._replace(adv=ball.confine_(ascent, todo.region))
             else:
@@ -347,10 +344,6 @@ def _climb(
 
 def _falling(radius: Tensor, progress: float) -> Tensor:
     return radius * (1 - progress)
-
-
-def _checked(step_size: Callable[[float], float | Tensor], x: Tensor) -> Callable[[float], Tensor]:
-    return lambda progress: per_sample_value("step_size", step_size(progress), x)
 
 
 def _momentum(course: Tensor | None, gradient: Tensor, decay: float) -> Tensor:

@@ -13,7 +13,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from modelsec.attacks.common import Model, Objective, check_inputs, check_norm, per_sample_value
+from modelsec.attacks.common import (
+    Model,
+    Objective,
+    check_counts,
+    check_inputs,
+    check_norm,
+    per_sample_value,
+)
 from modelsec.attacks.norms import Norm, per_sample, readable
 from modelsec.losses import margin
 from modelsec.threat import ThreatModel, threat
@@ -120,8 +127,8 @@ def deepfool(
     References:
         Moosavi-Dezfooli et al. (2016), https://arxiv.org/abs/1511.04599, algorithm 2.
     """
-    (x, y), ball = check_inputs(model, x, y), _check_norm(norm, "l2", "linf")
-    _check_counts(steps=steps, classes=classes - 1)
+    (x, y), ball = check_inputs(model, x, y), check_norm(norm, "l2", "linf")
+    check_counts(steps=steps, classes=classes - 1)
     if not overshoot > 0:
         raise ValueError(f"overshoot must be positive, got {overshoot}")
     objective = Objective(model, margin, targeted=False)
@@ -238,8 +245,8 @@ def fmn(
     References:
         Pintor et al. (2021), https://arxiv.org/abs/2102.12827, algorithm 1.
     """
-    (x, y), ball = check_inputs(model, x, y), _check_norm(norm, "l2", "linf")
-    _check_counts(steps=steps)
+    (x, y), ball = check_inputs(model, x, y), check_norm(norm, "l2", "linf")
+    check_counts(steps=steps)
     if not 0 < gamma < 1 or not step_size > 0:
         raise ValueError(f"need 0 < gamma < 1 and step_size > 0, got {gamma} and {step_size}")
     if not len(x):
@@ -324,8 +331,8 @@ def carlini_wagner(
     References:
         Carlini & Wagner (2017), https://arxiv.org/abs/1608.04644, sections V-D and VI-A.
     """
-    (x, y), ball = check_inputs(model, x, y), _check_norm(norm, "l2")
-    _check_counts(steps=steps, searches=searches)
+    (x, y), ball = check_inputs(model, x, y), check_norm(norm, "l2")
+    check_counts(steps=steps, searches=searches)
     precise = x.to(torch.promote_types(x.dtype, torch.float32))
     c = per_sample_value("c", c, precise).flatten()
     if (readable(c) and bool((c <= 0).any())) or not (step_size > 0 and confidence >= 0):
@@ -380,18 +387,6 @@ def _where(mask: Tensor) -> Tensor:
     if readable(mask):
         return mask.nonzero()[:, 0]
     return torch.arange(len(mask), device=mask.device)
-
-
-def _check_norm(norm: str, *known: str) -> Norm:
-    if norm not in known:
-        raise ValueError(f"norm must be one of {sorted(known)} for this attack, got {norm!r}")
-    return check_norm(norm)
-
-
-def _check_counts(**counts: int) -> None:
-    for name, count in counts.items():
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name} must be a whole number, 1 or more, got {count!r}")
 
 
 def _check_differentiable(output: Tensor) -> None:

@@ -72,7 +72,7 @@ def _adversarial(model: nn.Module, digits: data.Data, generator: torch.Generator
     def perturb(model: nn.Module, x: Tensor, y: Tensor, progress: float) -> Tensor:
         varied = vary(model, x, y, progress)
         assert isinstance(varied, Tensor)
-        # at the full radius from the start a network of this size learns nothing
+        # the radius grows for the first part of training, then stays
         eps = 0.3 * min(progress / 0.6, 1)
         return pgd(model, varied, y, eps=eps, steps=7, early_stop=False, generator=generator)
 
