@@ -6,7 +6,6 @@ keep the library's defaults. A library whose own attack is missing is not given 
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.libraries import without_visdom
+from benchmarks.libraries import installed, without_visdom
 from modelsec import attacks
 from modelsec.attacks.minimum_norm import Minimum, carlini_wagner, deepfool, fmn
 from modelsec.threat import registry
@@ -112,10 +111,7 @@ class Library:
     @property
     def version(self) -> str | None:
         """None if it is not installed."""
-        try:
-            return importlib.metadata.version(self.package)
-        except importlib.metadata.PackageNotFoundError:
-            return None
+        return installed(self.package)
 
 
 def of_modelsec() -> list[Attack]:

@@ -50,10 +50,7 @@ class Library(NamedTuple):
     @property
     def version(self) -> str | None:
         """None if it is not installed."""
-        try:
-            return importlib.metadata.version(self.package)
-        except importlib.metadata.PackageNotFoundError:
-            return None
+        return installed(self.package)
 
 
 def floor(model: nn.Module, rule: Rule) -> Attack:
@@ -142,6 +139,14 @@ def adv_lib(model: nn.Module, rule: Rule) -> Attack | None:
         model, x, y, rule.eps, steps=rule.steps, random_init=False,
         absolute_step_size=rule.step_size,
     )  # fmt: skip
+
+
+def installed(package: str) -> str | None:
+    """The version of a distribution; None if it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def without_visdom() -> None:

@@ -167,3 +167,45 @@ def two_class_linear(
             parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=dtype))
     w = (linear.weight[1] - linear.weight[0]).detach()
     return nn.Sequential(nn.Flatten(), linear), w
+
+
+def state(model: nn.Module) -> dict[str, Any]:
+    """Everything about a model that an attack has to leave alone."""
+    return {
+        "modes": [module.training for module in model.modules()],
+        "frozen": [parameter.requires_grad for parameter in model.parameters()],
+        "values": [value.clone() for value in model.state_dict().values()],
+        "grads": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+    }
+
+
+def assert_same_state(before: dict[str, Any], after: dict[str, Any]) -> None:
+    assert before["modes"] == after["modes"]
+    assert before["frozen"] == after["frozen"]
+    assert all(map(torch.equal, before["values"], after["values"]))
+    for old, new in zip(before["grads"], after["grads"], strict=True):
+        assert (old is None and new is None) or torch.equal(old, new)
+
+
+class Fuse(nn.Module):
+    """Fails in its n-th forward pass; at 0, never."""
+
+    def __init__(
+        self, inside: nn.Module, at: int, error: type[BaseException] = MemoryError
+    ) -> None:
+        super().__init__()
+        self.inside, self.left, self.error = inside, at, error
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.left -= 1
+        if not self.left:
+            raise self.error("the fuse has blown")
+        return self.inside(x)
+
+
+def noncontiguous(x: Tensor) -> Tensor:
+    return x.repeat_interleave(2, dim=-1)[..., ::2]
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)

@@ -14,11 +14,16 @@ from attack_cases import (
     EVASION,
     PAIRS,
     Case,
+    Fuse,
     accepts,
+    assert_same_state,
     attack,
     cases,
+    channels_last,
+    noncontiguous,
     pairs,
     size,
+    state,
     two_class_linear,
 )
 from generators import global_generators_untouched
@@ -195,37 +200,6 @@ def test_labels_are_used_not_predictions(name: str, norm: str, label: int) -> No
 # --- the model, the generators, the inputs ------------------------------------------------------
 
 
-def state(model: nn.Module) -> dict[str, Any]:
-    return {
-        "modes": [module.training for module in model.modules()],
-        "frozen": [parameter.requires_grad for parameter in model.parameters()],
-        "values": [value.clone() for value in model.state_dict().values()],
-        "grads": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
-    }
-
-
-def assert_same_state(before: dict[str, Any], after: dict[str, Any]) -> None:
-    assert before["modes"] == after["modes"]
-    assert before["frozen"] == after["frozen"]
-    assert all(map(torch.equal, before["values"], after["values"]))
-    for old, new in zip(before["grads"], after["grads"], strict=True):
-        assert (old is None and new is None) or torch.equal(old, new)
-
-
-class Fuse(nn.Module):
-    """Fails in its n-th forward pass."""
-
-    def __init__(self, inside: nn.Module, at: int) -> None:
-        super().__init__()
-        self.inside, self.left = inside, at
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.left -= 1
-        if not self.left:
-            raise MemoryError("the fuse has blown")
-        return self.inside(x)
-
-
 @every
 @few
 @given(case=cases(kinds=("mlp", "conv", "nan gradient")))
@@ -386,14 +360,6 @@ def test_an_empty_batch_returns_empty(name: str, norm: str) -> None:
     adv = attack(name, case.model(), x[:0], y[:0], eps=0.1, norm=norm)
     assert adv.shape == (0, 3, 5, 4)
     assert adv.dtype == torch.float64
-
-
-def noncontiguous(x: Tensor) -> Tensor:
-    return x.repeat_interleave(2, dim=-1)[..., ::2]
-
-
-def channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
 
 
 @every

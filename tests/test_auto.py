@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from attack_cases import Case, cases, size, two_class_linear
+from attack_cases import (
+    Case,
+    Fuse,
+    assert_same_state,
+    cases,
+    size,
+    state,
+    two_class_linear,
+)
 from generators import global_generators_untouched
 from hypothesis import given, settings
 from torch import Tensor, nn
@@ -332,38 +340,18 @@ def test_square_s_draws_do_not_depend_on_the_batch_size() -> None:
 @given(case=cases(kinds=("mlp", "conv")))
 def test_the_model_comes_back_as_it_was(norm: str, case: Case) -> None:
     model = case.module()
-    modes = [module.training for module in model.modules()]
-    frozen = [parameter.requires_grad for parameter in model.parameters()]
-    values = [value.clone() for value in model.state_dict().values()]
+    before = state(model)
     protocol(case, norm, model)
-    assert [module.training for module in model.modules()] == modes
-    assert [parameter.requires_grad for parameter in model.parameters()] == frozen
-    assert all(map(torch.equal, values, model.state_dict().values()))
-    assert [parameter.grad is None for parameter in model.parameters()][-1] is False
-    assert sum(parameter.grad is not None for parameter in model.parameters()) == 1
-
-
-class Fuse(nn.Module):
-    """Raises in its n-th forward pass."""
-
-    def __init__(self, inside: nn.Module, at: int, error: type[BaseException]) -> None:
-        super().__init__()
-        self.inside, self.left, self.error = inside, at, error
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.left -= 1
-        if not self.left:
-            raise self.error("the fuse has blown")
-        return self.inside(x)
+    assert_same_state(before, state(model))
 
 
 @pytest.mark.parametrize("at", [1, 8, 15, 30])
 def test_the_model_comes_back_when_it_fails(at: int) -> None:
-    model = Fuse(CASE.module(), at, MemoryError)
-    modes = [module.training for module in model.modules()]
+    model = Fuse(CASE.module(), at)
+    before = state(model)
     with pytest.raises(MemoryError, match="fuse"):
         protocol(CASE, model=model)
-    assert [module.training for module in model.modules()] == modes
+    assert_same_state(before, state(model))
 
 
 def test_an_interruption_keeps_what_is_finished() -> None:

@@ -8,11 +8,21 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pytest
 import torch
-from attack_cases import Case, NanGradient, cases, size
+from attack_cases import (
+    Case,
+    Fuse,
+    NanGradient,
+    assert_same_state,
+    cases,
+    channels_last,
+    noncontiguous,
+    size,
+    state,
+)
 from generators import global_generators_untouched
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 from modelsec.attacks.minimum_norm import Minimum, carlini_wagner, deepfool, fmn
 from modelsec.audit import audit
@@ -273,29 +283,6 @@ def test_more_steps_are_never_worse() -> None:
 # --- the model, the generators, the inputs ------------------------------------------------------
 
 
-def state(model: nn.Module) -> list[Any]:
-    """Everything about a model that an attack has to leave alone."""
-    modes = [module.training for module in model.modules()]
-    frozen = [parameter.requires_grad for parameter in model.parameters()]
-    values = [value.tolist() for value in model.state_dict().values()]
-    grads = [None if p.grad is None else p.grad.tolist() for p in model.parameters()]
-    return [modes, frozen, values, grads]
-
-
-class Fuse(nn.Module):
-    """Fails in its n-th forward pass."""
-
-    def __init__(self, inside: nn.Module, at: int) -> None:
-        super().__init__()
-        self.inside, self.left = inside, at
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.left -= 1
-        if not self.left:
-            raise MemoryError("the fuse has blown")
-        return self.inside(x)
-
-
 @every
 @few
 @given(case=cases(kinds=("mlp", "conv", "nan gradient")), at=st.sampled_from([0, 1, 2, 3]))
@@ -308,7 +295,7 @@ def test_the_model_comes_back_as_it_was(name: str, norm: str, case: Case, at: in
             run(case, name, norm, model)
         except MemoryError:
             assert at
-    assert state(model) == before
+    assert_same_state(before, state(model))
 
 
 @every
@@ -317,7 +304,7 @@ def test_a_plain_function_s_parameters_get_no_gradient(name: str, norm: str) -> 
     inside = case.module().eval().requires_grad_(True)
     before = state(inside)
     run(case, name, norm, lambda images: inside(images))
-    assert state(inside) == before
+    assert_same_state(before, state(inside))
 
 
 @every
@@ -394,14 +381,6 @@ def test_an_empty_batch_returns_empty(name: str, norm: str) -> None:
     assert got.adv.shape == (0, 3, 5, 4)
     assert got.adv.dtype == torch.float64
     assert got.distance.shape == got.found.shape == (0,)
-
-
-def noncontiguous(x: Tensor) -> Tensor:
-    return x.repeat_interleave(2, dim=-1)[..., ::2]
-
-
-def channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
 
 
 @every
