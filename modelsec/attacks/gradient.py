@@ -118,8 +118,8 @@ def bim(
         y: (N,) integer labels; the classes to reach if ``targeted``.
         eps: radius in units of a pixel's range [0, 1]; one number, or one per sample (N,).
         steps: gradient steps.
-        step_size: as for :func:`pgd`; 1.25 * eps / steps if None, as long together as the paper's
-            1.25 eps steps of one grey level.
+        step_size: as for :func:`pgd`; 1.25 * eps / steps if None, together a little longer than
+            the way from x to the ball's wall.
         norm: "linf", "l2" or "l1".
         targeted: descend to y instead of climbing away from it.
         loss: per-sample loss; see :func:`fgsm`.
