@@ -181,9 +181,8 @@ class _Squares:
         part = _window(side, self.height, self.width, drawn[:2])
         up = self.up(drawn[2:]).view(-1, 1, 1)
         low, high, old = self.low[part], self.high[part], adv[part]
-        new = torch.where(up, high, low)
-        idle = per_sample((new == old).flatten(1).all(1), new)
-        return part, torch.where(idle, torch.where(up, low, high), new)
+        idle = per_sample((old == torch.where(up, high, low)).flatten(1).all(1), old)
+        return part, torch.where(up ^ idle, high, low)
 
     def up(self, drawn: list[float]) -> Tensor:
         return torch.tensor([u < 0.5 for u in drawn], device=self.low.device)
