@@ -102,7 +102,8 @@ def table(cards: Mapping[str, ThreatModel] | None = None) -> Table:
     Returns:
         The rows, as a list that a notebook draws. What no given card says has no column.
     """
-    import modelsec.attacks  # noqa: F401  (importing it fills the registry)
+    import modelsec.attacks
+    import modelsec.repair  # noqa: F401  (importing the two fills the registry)
 
     if cards is None:
         cards = {name: entry.threat for name, entry in sorted(registry.items())}

@@ -62,7 +62,7 @@ def test_dependencies_point_one_way(path: Path) -> None:
         return
     assert here in LEVEL, f"{here} is new: say in LAYERS where it stands"
     if here == "threat":
-        used -= {"attacks"}  # table() imports the attacks when it is called, to fill the registry
+        used -= {"attacks", "repair"}  # table() imports them when it is called: the registry fills
     for other in used:
         assert LEVEL[other] < LEVEL[here] or {other, here} == {"threat", "training"}, other
 
