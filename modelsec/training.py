@@ -37,7 +37,8 @@ Attack = Callable[[Model, Tensor, Tensor], Tensor]
 Perturb = Callable[[nn.Module, Tensor, Tensor, float], Tensor | tuple[Tensor, Tensor]]
 """(model, x, y, progress) -> perturbed x, or (perturbed x, soft targets (N, K)).
 
-progress runs from 0 to 1 over the training."""
+progress runs from 0 to 1 over the training. Perturbed x may hold more inputs than x, several groups
+of N one after the other, for a loss that compares them."""
 
 
 @dataclass
@@ -46,8 +47,8 @@ class History:
 
     Attributes:
         loss: mean training loss.
-        accuracy: training accuracy, on the inputs as trained on (perturbed, if they were); a soft
-            target counts as its largest class.
+        accuracy: training accuracy, on the inputs as trained on (perturbed, if they were; the last
+            group, if there were several); a soft target counts as its largest class.
         validation: accuracy on the validation data, if there were any.
         interrupted: True if training was stopped before its last epoch.
     """
@@ -83,6 +84,8 @@ def fit(
     perturb: Perturb | None = None,
     validation: tuple[Tensor, Tensor] | None = None,
     generator: torch.Generator | None = None,
+    replays: int = 1,
+    after_epoch: Callable[[nn.Module, History], object] | None = None,
     progress: bool | None = None,
 ) -> History:
     """Train ``model`` in place on the mean of ``loss``, with Adam unless told otherwise.
@@ -99,38 +102,45 @@ def fit(
         batch_size: samples per step.
         lr: learning rate, or a function from progress in [0, 1) to the learning rate.
         loss: the per-sample loss. If ``perturb`` returns soft targets it is given those, (N, K);
-            of the losses in :mod:`modelsec.losses` cross-entropy alone takes them.
+            of the losses in :mod:`modelsec.losses` cross-entropy alone takes them. If ``perturb``
+            returns several groups of inputs it is given the logits of all, (groups * N, K).
         optimizer: over the model's parameters; Adam if None.
         perturb: called with (model, x, y, progress) on every batch; what it returns is trained
             on. Adversarial training hands its attack in here, augmentation its transform. It
             returns inputs, or (inputs, soft targets): for each input a probability per class.
         validation: (x, y), evaluated after every epoch.
         generator: draws the order of the samples; torch's global one if None.
+        replays: how many steps in a row are made on each batch.
+        after_epoch: called with the model and the history so far; True ends the training.
         progress: show a bar; None means yes, unless MODELSEC_PROGRESS=0 is set.
 
     Returns:
         The :class:`History`.
 
     Raises:
-        ValueError: for no data, y of another shape than (N,), epochs or batch_size below 1, or
-            targets from ``perturb`` that are not (N, K).
+        ValueError: for no data, y of another shape than (N,), epochs, batch_size or replays below 1,
+            or targets from ``perturb`` that are not (N, K).
         TypeError: for labels that are no integers.
         FloatingPointError: if the loss becomes NaN or infinite (nothing learned after that
             would mean anything).
     """
     _check_labels(x, y)
-    if epochs < 1 or batch_size < 1:
-        raise ValueError(f"epochs and batch_size must be 1 or more, got {epochs} and {batch_size}")
+    if min(epochs, batch_size, replays) < 1:
+        raise ValueError(
+            "epochs, batch_size and replays must be 1 or more, got "
+            f"{epochs}, {batch_size} and {replays}"
+        )
     if optimizer is None:
         optimizer = torch.optim.Adam(model.parameters(), lr=lr(0.0) if callable(lr) else lr)
-    steps = math.ceil(len(x) / batch_size)
+    steps = math.ceil(len(x) / batch_size) * replays
     history, modes = History(), [(module, module.training) for module in model.modules()]
     model.train()
     bar = progress_bar(epochs * steps, "training", progress)
     try:
         for epoch in range(epochs):
             total, right = 0.0, 0
-            for step, batch in enumerate(_order(len(x), generator).split(batch_size)):
+            batches = _order(len(x), generator).split(batch_size)
+            for step, batch in enumerate(b for b in batches for _ in range(replays)):
                 now = (epoch * steps + step) / (epochs * steps)
                 if callable(lr):
                     for group in optimizer.param_groups:
@@ -151,13 +161,15 @@ def fit(
                 value.backward()
                 optimizer.step()
                 total += value.item() * len(batch)
-                right += int((logits.argmax(1) == labels).sum())
+                right += int((logits[-len(labels) :].argmax(1) == labels).sum())
                 bar.update()
             if validation is not None:  # first: a Ctrl-C here must not leave half an epoch's entry
                 history.validation.append(evaluate(model, *validation))
-            history.loss.append(total / len(x))
-            history.accuracy.append(right / len(x))
+            history.loss.append(total / (replays * len(x)))
+            history.accuracy.append(right / (replays * len(x)))
             bar.set_postfix(loss=f"{history.loss[-1]:.3f}")
+            if after_epoch is not None and after_epoch(model, history) is True:
+                break
     except KeyboardInterrupt:
         history.interrupted = True
     finally:
