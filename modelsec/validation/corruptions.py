@@ -25,6 +25,7 @@ from modelsec.tables import Table
 __all__ = [
     "KINDS",
     "Corruption",
+    "as_jpeg",
     "corrupt",
     "corruption_table",
 ]
@@ -221,16 +222,29 @@ def _pixelate(x: Tensor, level: float, generator: torch.Generator | None) -> Ten
 
 @_kind("detail", "stored as JPEG; the level is its quality", 50, 25, 15, 8, 4)
 def _jpeg(x: Tensor, level: float, generator: torch.Generator | None) -> Tensor:
+    return as_jpeg(x, int(level))
+
+
+def as_jpeg(x: Tensor, quality: int) -> Tensor:
+    """Images as they come back from a JPEG file. There is no gradient through it.
+
+    Args:
+        x: (N, 1 or 3, H, W) in [0, 1].
+        quality: 1 to 95.
+
+    Returns:
+        The same shape, dtype and device, in 256 grey levels.
+    """
     # the codec takes bytes, on the CPU (torchvision's own is to be removed, so Pillow's)
-    pixels = (x * 255).round().to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
-    stored = []
-    for image in pixels:
+    pixels = (x.detach() * 255).round().to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
+    stored = np.empty_like(pixels)
+    for image, place in zip(pixels, stored, strict=True):
         file = io.BytesIO()
         Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(
-            file, "JPEG", quality=int(level)
+            file, "JPEG", quality=quality
         )
-        stored.append(np.asarray(Image.open(file)).reshape(image.shape))
-    found = torch.from_numpy(np.stack(stored)).permute(0, 3, 1, 2)
+        place[...] = np.asarray(Image.open(file)).reshape(image.shape)
+    found = torch.from_numpy(stored).permute(0, 3, 1, 2)
     return found.to(x.device, x.dtype) / 255
 
 
