@@ -32,6 +32,7 @@ __all__ = [
     "mnist",
     "named",
     "photo_crops",
+    "photos",
     "sklearn_digits",
 ]
 
@@ -87,6 +88,7 @@ class Images:
         classes: the name of each class; empty if there is none.
         source: where they come from.
         licence: on what terms.
+        names: the name of each image; empty if they have none.
     """
 
     name: str
@@ -95,6 +97,7 @@ class Images:
     classes: tuple[str, ...]
     source: str
     licence: str
+    names: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"Images({self.name}: {len(self.x)} of {'x'.join(map(str, self.x.shape[1:]))})"
@@ -228,6 +231,57 @@ def photo_crops(size: int = 28, channels: Literal[1, 3] = 1) -> Images:
     )
 
 
+# of scikit-image's photographs those whose documentation says CC0 or public domain; all files' hash
+_PHOTOS = [
+    "astronaut.png", "brick.png", "camera.png", "chelsea.png", "clock_motion.png", "coffee.png", "grass.png",
+    "gravel.png", "hubble_deep_field.jpg", "retina.jpg", "rocket.jpg",
+]  # fmt: skip
+_PHOTOS_SHA256 = "e4bcf929971392ae8942150a138f587b4c52f77cb3d35bb68bdba50c31dd10d7"
+
+
+def photos(size: int = 224) -> Images:
+    """Thirteen photographs of all sorts, in colour, the square in the middle of each.
+
+    It is brought to ``size`` (bilinear, antialiased); grey ones have three equal channels. They are
+    few: say how many stand behind a number. Crops of one photograph are not independent.
+
+    Args:
+        size: height and width of an image, 1 or more; ImageNet's networks mostly want 224.
+
+    Returns:
+        The :class:`Images`, with ``names``.
+
+    Raises:
+        ValueError: for a size out of range, or files whose hash is wrong.
+        FileNotFoundError: if scikit-image is not installed.
+    """
+    from PIL import Image, ImageOps
+    from sklearn.datasets import load_sample_images  # slow to import
+
+    if size < 1:
+        raise ValueError(f"size must be 1 or more, got {size}")
+    spec = importlib.util.find_spec("skimage")
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError("the photographs need scikit-image: pip install scikit-image")
+    files = [Path(spec.origin).parent / "data" / name for name in _PHOTOS]
+    _check_hash(files, "sha256", _PHOTOS_SHA256, "pip install --force-reinstall scikit-image")
+    found = {path.stem.split("_")[0]: Image.open(path).convert("RGB") for path in files}
+    for name, photo in zip(("china", "flower"), load_sample_images().images, strict=True):
+        found[name] = Image.fromarray(photo)
+    fit = partial(ImageOps.fit, size=(size, size), method=Image.Resampling.BILINEAR)
+    pixels = np.stack([np.array(fit(image)) for image in found.values()])
+    return Images(
+        "photographs",
+        torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous() / 255,
+        None,
+        (),
+        "packaged with scikit-image and scikit-learn (china by danielbuechele, flower by vultilion)",
+        "CC0 (brick, camera, chelsea, coffee, grass, gravel, retina), public domain (astronaut, "
+        "clock, hubble, rocket), CC BY 2.0 (china, flower)",
+        tuple(found),
+    )
+
+
 def sklearn_digits() -> Images:
     """1,797 handwritten digits from another source than MNIST, brought to MNIST's shape.
 
@@ -328,8 +382,9 @@ def _idx_files(
     return Data(kind, images[0], labels[0], images[1], labels[1], classes, source, licence)
 
 
-def _check_hash(path: Path, algorithm: str, wanted: str, mend: str) -> None:
-    found = hashlib.new(algorithm, path.read_bytes(), usedforsecurity=False).hexdigest()
+def _check_hash(path: Path | list[Path], algorithm: str, wanted: str, mend: str) -> None:
+    parts = b"".join(each.read_bytes() for each in (path if isinstance(path, list) else [path]))
+    found = hashlib.new(algorithm, parts, usedforsecurity=False).hexdigest()
     if found != wanted:
         raise ValueError(
             f"{path} is not the file it should be ({algorithm} {found}, expected {wanted}): "

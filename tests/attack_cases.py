@@ -19,10 +19,13 @@ for found in pkgutil.walk_packages(modelsec.attacks.__path__, "modelsec.attacks.
     importlib.import_module(found.name)
 
 # Those that are given a radius. Minimum-norm attacks look for one, and have a contract of their own.
+# A universal perturbation is one for all images, so it does depend on the batch: see test_physical.py.
 EVASION = {
     name: entry
     for name, entry in sorted(registry.items())
-    if entry.threat.goal == "evasion" and "eps" in inspect.signature(entry.function).parameters
+    if entry.threat.goal == "evasion"
+    and "eps" in inspect.signature(entry.function).parameters
+    and name != "universal"
 }
 PAIRS = [(name, norm) for name, entry in EVASION.items() for norm in entry.threat.norms]
 # Those that see the weights: they follow gradients, while the others search at random.

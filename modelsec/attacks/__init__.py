@@ -6,11 +6,16 @@ from modelsec.attacks.auto import autoattack
 from modelsec.attacks.black_box import square
 from modelsec.attacks.gradient import bim, fgsm, mi_fgsm, pgd
 from modelsec.attacks.minimum_norm import carlini_wagner, deepfool, fmn
+from modelsec.attacks.physical import Placement, Places, apply_patch, patch, universal
 from modelsec.attacks.poisoning import badnets
+from modelsec.attacks.spatial import spatial
 
 __all__ = [
+    "Placement",
+    "Places",
     "apgd",
     "apgd_targeted",
+    "apply_patch",
     "autoattack",
     "badnets",
     "bim",
@@ -21,6 +26,9 @@ __all__ = [
     "fgsm",
     "fmn",
     "mi_fgsm",
+    "patch",
     "pgd",
+    "spatial",
     "square",
+    "universal",
 ]
