@@ -37,8 +37,11 @@ QUICK: dict[str, dict[str, Any]] = {
     "apgd_targeted": {"steps": 5, "targets": 2},
     "bim": {"steps": 3},
     "mi_fgsm": {"steps": 3},
+    "nes": {"queries": 150, "pairs": 24},
     "pgd": {"steps": 3},
+    "spsa": {"queries": 150, "pairs": 24},
     "square": {"queries": 20},
+    "transfer": {"steps": 3},
 }
 
 

@@ -4,15 +4,21 @@ from modelsec.attacks.adaptive import bpda, eot
 from modelsec.attacks.apgd import apgd, apgd_targeted
 from modelsec.attacks.auto import autoattack
 from modelsec.attacks.black_box import square
+from modelsec.attacks.estimated_gradient import nes, spsa
 from modelsec.attacks.gradient import bim, fgsm, mi_fgsm, pgd
+from modelsec.attacks.hopskipjump import hopskipjump
 from modelsec.attacks.minimum_norm import carlini_wagner, deepfool, fmn
 from modelsec.attacks.physical import Placement, Places, apply_patch, patch, universal
 from modelsec.attacks.poisoning import badnets
+from modelsec.attacks.queries import BudgetSpent, Queries, labels_only, scores_only
 from modelsec.attacks.spatial import spatial
+from modelsec.attacks.transfer import ensemble, transfer
 
 __all__ = [
+    "BudgetSpent",
     "Placement",
     "Places",
+    "Queries",
     "apgd",
     "apgd_targeted",
     "apply_patch",
@@ -22,13 +28,20 @@ __all__ = [
     "bpda",
     "carlini_wagner",
     "deepfool",
+    "ensemble",
     "eot",
     "fgsm",
     "fmn",
+    "hopskipjump",
+    "labels_only",
     "mi_fgsm",
+    "nes",
     "patch",
     "pgd",
+    "scores_only",
     "spatial",
+    "spsa",
     "square",
+    "transfer",
     "universal",
 ]
