@@ -2,7 +2,6 @@
 
 from modelsec.repair.adversarial_training import mart, pgd_training, trades
 from modelsec.repair.bounds import (
-    Bounds,
     certified,
     certified_radius,
     crown,
@@ -13,6 +12,7 @@ from modelsec.repair.detection import evade, feature_squeezing, stands
 from modelsec.repair.exact import Exact, exact_margins
 from modelsec.repair.fast_training import fast, free
 from modelsec.repair.interval_training import ibp_training
+from modelsec.repair.layers import Bounds
 from modelsec.repair.purification import (
     adapted,
     bit_depth,

@@ -13,129 +13,31 @@ https://arxiv.org/abs/2003.03021, show networks on which the difference matters.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple, TypeGuard, TypeVar
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.grad import conv2d_input
 
 from modelsec.attacks.common import check_inputs, check_radius
 from modelsec.attacks.norms import NORMS, readable
-from modelsec.models import Normalize
+from modelsec.repair.layers import Bounds, Layer, linear_layers, spread
 
 __all__ = [
-    "Bounds",
     "certified",
     "certified_radius",
     "crown",
     "ibp",
-    "linear_layers",
+    "interval_margins",
     "margin_bounds",
     "relu_bounds",
-    "spread",
 ]
 
 METHODS = ("both", "crown", "ibp")
-M = TypeVar("M", bound=nn.Module)
-
-
-class Bounds(NamedTuple):
-    """Two tensors of one shape: no value lies below the first or above the second."""
-
-    lower: Tensor
-    upper: Tensor
-
-    def meet(self, other: Bounds) -> Bounds:
-        """What two bounds say together: the larger lower and the smaller upper one."""
-        return Bounds(
-            torch.maximum(self.lower, other.lower), torch.minimum(self.upper, other.upper)
-        )
-
-
-@dataclass(frozen=True)
-class Linear:
-    """One layer as z -> W z + b, whatever kind of layer it is.
-
-    Attributes:
-        layer: as it stands in the network.
-        weight: W, as the layer keeps it.
-        bias: b, in a shape that broadcasts against the layer's output.
-    """
-
-    layer: nn.Module
-    weight: Tensor
-    bias: Tensor
-
-    def times(self, z: Tensor, weight: Tensor | None = None) -> Tensor:
-        """W z, for z (N, ...); or another W's of the same layout."""
-        weight = self.weight if weight is None else weight
-        if isinstance(self.layer, nn.Linear):
-            return F.linear(z, weight)
-        if isinstance(self.layer, nn.Conv2d):
-            conv = self.layer
-            return F.conv2d(z, weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
-        return z.flatten(1) if isinstance(self.layer, nn.Flatten) else z * weight
-
-    def back(self, a: Tensor, shape: torch.Size) -> Tensor:
-        """``a W``, for rows a (R, ...) over the layer's output; shape is that of its input."""
-        if isinstance(self.layer, nn.Linear):
-            return a @ self.weight
-        if isinstance(self.layer, nn.Conv2d):
-            conv, size = self.layer, (len(a), *shape)
-            rows: Tensor = conv2d_input(
-                size, self.weight, a, conv.stride, conv.padding, conv.dilation, conv.groups
-            )
-            return rows
-        return a.unflatten(1, shape) if isinstance(self.layer, nn.Flatten) else a * self.weight
-
-
-Layer = Linear | None
-"""A linear layer, or None for a ReLU."""
-
-
-def linear_layers(model: nn.Module, dtype: torch.dtype | None = None) -> list[Layer]:
-    """The layers of a network of linear layers and ReLU.
-
-    Args:
-        model: an ``nn.Sequential``, possibly of others, of Linear, Conv2d, Flatten, ReLU, Identity,
-            Dropout (which does nothing in eval mode) and :class:`~modelsec.models.Normalize`.
-        dtype: of the weights that are returned; their own if None.
-
-    Returns:
-        The layers, a ReLU as None.
-
-    Raises:
-        TypeError: for another layer, or a model that is none of these; it names what it met.
-    """
-    if _is(model, nn.Sequential):
-        return [step for layer in model for step in linear_layers(layer, dtype)]
-    if _is(model, nn.ReLU):
-        return [None]
-    if _is(model, nn.Identity) or _is(model, nn.Dropout):
-        return []
-    if _is(model, Normalize):
-        mean, std = (_cast(part, dtype) for part in (model.mean, model.std))
-        return [Linear(model, 1 / std, -mean / std)]
-    if _is(model, nn.Flatten) and (model.start_dim, model.end_dim) == (1, -1):
-        nothing = torch.zeros((), dtype=dtype, device="cpu")  # a number: it goes with any device
-        return [Linear(model, nothing, nothing)]
-    if _is(model, nn.Linear):
-        return [_linear(model, model.bias, (-1,), dtype)]
-    if _is(model, nn.Conv2d) and model.padding_mode == "zeros" and isinstance(model.padding, tuple):
-        return [_linear(model, model.bias, (-1, 1, 1), dtype)]
-    raise TypeError(
-        "bounds are for an nn.Sequential of Linear, Conv2d (zero padding, given in numbers), "
-        f"Flatten, ReLU, Dropout and Normalize; got {_told(model)}"
-    )
 
 
 def ibp(model: nn.Module, x: Tensor, *, eps: float | Tensor, box: bool = True) -> Bounds:
     """Interval bound propagation: an interval for each neuron, layer after layer.
 
     Args:
-        model: see :func:`linear_layers`.
+        model: see :func:`~modelsec.repair.layers.linear_layers`.
         x: (N, ...) images in [0, 1].
         eps: radius in linf, in units of a pixel's range; one number, or one per image (N,).
         box: the attacker keeps pixels in [0, 1], as all attacks of the package do; False bounds
@@ -149,7 +51,7 @@ def ibp(model: nn.Module, x: Tensor, *, eps: float | Tensor, box: bool = True) -
         ValueError: for images or a radius out of range; the message says what is wanted.
 
     References:
-        Gowal et al. (2018), https://arxiv.org/abs/1810.12715, section 3.
+        Gowal et al. (2018), https://arxiv.org/abs/1810.12715.
     """
     layers, region, slack = _prepare(model, x, eps, box)
     for layer in layers:
@@ -164,11 +66,11 @@ def crown(model: nn.Module, x: Tensor, *, eps: float | Tensor, box: bool = True)
     pixels, the lines become one linear function of the image, whose extreme value is known. The
     bounds of inner neurons are made the same way, and met with IBP's.
 
-    A logit's bound may be looser than IBP's; the :meth:`~modelsec.repair.bounds.Bounds.meet` of
+    A logit's bound may be looser than IBP's; the :meth:`~modelsec.repair.layers.Bounds.meet` of
     both is valid, and what :func:`certified` uses.
 
     Args:
-        model: see :func:`linear_layers`.
+        model: see :func:`~modelsec.repair.layers.linear_layers`.
         x: (N, ...) images in [0, 1].
         eps: radius in linf, in units of a pixel's range; one number, or one per image (N,).
         box: see :func:`ibp`.
@@ -181,8 +83,7 @@ def crown(model: nn.Module, x: Tensor, *, eps: float | Tensor, box: bool = True)
         ValueError: for images or a radius out of range; the message says what is wanted.
 
     References:
-        Zhang et al. (2018), https://arxiv.org/abs/1811.00866, with the adaptive lower line of its
-        section 3.3.
+        Zhang et al. (2018), https://arxiv.org/abs/1811.00866, with an adaptively chosen lower line.
     """
     layers, region, slack = _prepare(model, x, eps, box)
     inner = relu_bounds(layers, region)
@@ -207,7 +108,7 @@ def margin_bounds(
     their bounds: the image that is worst for one need not be worst for the other.
 
     Args:
-        model: see :func:`linear_layers`.
+        model: see :func:`~modelsec.repair.layers.linear_layers`.
         x: (N, ...) images in [0, 1].
         y: (N,) integer labels.
         eps: radius in linf, in units of a pixel's range; one number, or one per image (N,).
@@ -251,7 +152,7 @@ def certified(
     """Is the answer proven right for every image within eps?
 
     Args:
-        model: see :func:`linear_layers`.
+        model: see :func:`~modelsec.repair.layers.linear_layers`.
         x: (N, ...) images in [0, 1].
         y: (N,) integer labels.
         eps: radius in linf, in units of a pixel's range; one number, or one per image (N,).
@@ -290,7 +191,7 @@ def certified_radius(
     """The largest radius at which an image is certified, found by halving an interval.
 
     Args:
-        model: see :func:`linear_layers`.
+        model: see :func:`~modelsec.repair.layers.linear_layers`.
         x: (N, ...) images in [0, 1].
         y: (N,) integer labels.
         most: the largest radius to look for.
@@ -313,29 +214,18 @@ def certified_radius(
     return proven
 
 
-def spread(layer: Layer, region: Bounds) -> Bounds:
-    """An interval for each of a layer's outputs, from one for each of its inputs.
+def interval_margins(layers: list[Layer], inner: list[Bounds], y: Tensor) -> Tensor:
+    """IBP's lower bounds of ``z_y - z_j``, where y itself has 0.
+
+    A last linear layer is merged with the difference: that is tighter.
 
     Args:
-        layer: of :func:`linear_layers`.
-        region: bounds of its input, (N, ...).
+        layers: of :func:`~modelsec.repair.layers.linear_layers`.
+        inner: bounds of the input of every layer, and of the output.
+        y: (N,) labels.
 
     Returns:
-        Bounds of its output. For a linear layer the middle goes through W and the half width
-        through |W|.
-    """
-    if layer is None:
-        return Bounds(region.lower.relu(), region.upper.relu())
-    middle, half = (region.upper + region.lower) / 2, (region.upper - region.lower) / 2
-    centre = layer.times(middle) + layer.bias
-    reach = layer.times(half, layer.weight.abs())
-    return Bounds(centre - reach, centre + reach)
-
-
-def interval_margins(layers: list[Layer], inner: list[Bounds], y: Tensor) -> Tensor:
-    """IBP's lower bounds of ``z_y - z_j``: (N, K), 0 at y itself.
-
-    A last linear layer is merged with the difference, as Gowal et al. do ("elision").
+        (N, K).
     """
     rows = _differences(y, inner[-1].lower)
     bounds = inner[-1]
@@ -352,7 +242,7 @@ def relu_bounds(layers: list[Layer], region: Bounds) -> list[Bounds]:
     """Bounds of the input of every layer, and of the output: by CROWN before each ReLU.
 
     Args:
-        layers: of :func:`linear_layers`.
+        layers: of :func:`~modelsec.repair.layers.linear_layers`.
         region: bounds of the network's input.
 
     Returns:
@@ -461,27 +351,3 @@ def _check_classes(logits: Bounds, y: Tensor) -> None:
             raise ValueError("the model's weights lead to NaN bounds")
         if int(y.max()) >= low.shape[1]:
             raise ValueError(f"labels must be 0 to {low.shape[1] - 1} here, got {int(y.max())}")
-
-
-def _is(model: object, kind: type[M]) -> TypeGuard[M]:
-    """Of this kind, and not of one derived from it that computes something else."""
-    own: object = getattr(type(model), "forward", None)
-    return isinstance(model, kind) and own is kind.forward
-
-
-def _linear(
-    layer: nn.Linear | nn.Conv2d, bias: Tensor | None, shape: tuple[int, ...],
-    dtype: torch.dtype | None,
-) -> Linear:  # fmt: skip
-    offset = layer.weight.new_zeros(len(layer.weight)) if bias is None else bias
-    return Linear(layer, _cast(layer.weight, dtype), _cast(offset, dtype).view(shape))
-
-
-def _cast(value: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return value if dtype is None else value.detach().to(dtype)
-
-
-def _told(model: object) -> str:
-    if isinstance(model, nn.Module) and not list(model.children()):
-        return repr(model)
-    return type(model).__name__

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from modelsec.attacks.common import check_inputs, check_radius
 from modelsec.attacks.norms import NORMS
-from modelsec.repair.bounds import Bounds, Layer, linear_layers, relu_bounds
+from modelsec.repair.bounds import relu_bounds
+from modelsec.repair.layers import Bounds, Layer, linear_layers
 
 __all__ = ["Exact", "exact_margins"]
 
@@ -48,7 +49,7 @@ def exact_margins(
     """Try every pattern of a tiny network's ReLUs that bounds do not rule out.
 
     Args:
-        model: see :func:`~modelsec.repair.bounds.linear_layers`.
+        model: see :func:`~modelsec.repair.layers.linear_layers`.
         x: (N, ...) images in [0, 1], on the CPU.
         y: (N,) integer labels.
         eps: radius in linf, in units of a pixel's range; one number, or one per image (N,).

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modelsec.attacks.common import check_radius
 from modelsec.attacks.norms import NORMS
-from modelsec.repair.bounds import Bounds, interval_margins, linear_layers, spread
+from modelsec.repair.bounds import interval_margins
+from modelsec.repair.layers import Bounds, linear_layers, spread
+from modelsec.repair.schedules import Method, augmented
 from modelsec.threat import ThreatModel, threat
 from modelsec.training import Perturb
 
@@ -28,13 +28,13 @@ __all__ = ["ibp_training"]
     )
 )
 def ibp_training(
-    eps: float,
     *,
+    eps: float,
     kappa: float = 0.5,
     warm_up: float = 0.1,
     ramp: float = 0.6,
-    vary: Perturb | None = None,
-) -> dict[str, Any]:
+    augment: Perturb | None = None,
+) -> Method:
     """Interval bound propagation training: fit the images, and the worst case of their intervals.
 
     The loss is ``k * cross_entropy(z) + (1 - k) * cross_entropy(worst z)``, where the worst logits
@@ -42,8 +42,8 @@ def ibp_training(
     gives up and answers the same for all images: during the warm-up the radius is 0 and k is 1,
     then the one grows to ``eps`` while the other falls to ``kappa``.
 
-    Use it as ``training.fit(model, x, y, epochs=40, **ibp_training(0.1))``. The model must be one
-    that :func:`~modelsec.repair.bounds.linear_layers` reads.
+    Use it as ``training.fit(model, x, y, epochs=40, **ibp_training(eps=0.1))``. The model must be one
+    that :func:`~modelsec.repair.layers.linear_layers` reads.
 
     Args:
         eps: the radius in linf that the training ends with, in units of a pixel's range. Gowal et
@@ -51,12 +51,10 @@ def ibp_training(
         kappa: the weight of the clean loss in the end, from 0 to 1.
         warm_up: share of the training before the radius grows.
         ramp: share of the training after which it grows no more.
-        vary: an augmentation that comes first, such as one of :mod:`modelsec.augmentation`; its
-            targets must be labels, not soft.
+        augment: changes the clean images first, such as :func:`modelsec.augmentation.vary`.
 
     Returns:
-        ``{"perturb": ..., "loss": ...}``, for :func:`~modelsec.training.fit`. It serves one training
-        at a time.
+        Keywords of :func:`modelsec.training.fit`, for one training at a time.
 
     Raises:
         ValueError: for a radius, weight or share out of range.
@@ -70,7 +68,7 @@ def ibp_training(
             "kappa must be from 0 to 1, and 0 <= warm_up < ramp <= 1; got "
             f"{kappa=}, {warm_up=}, {ramp=}"
         )
-    training = _Training(eps, kappa, warm_up, ramp, vary)
+    training = _Training(eps, kappa, warm_up, ramp, augment)
     return {"perturb": training.perturb, "loss": training.loss}
 
 
@@ -78,20 +76,14 @@ class _Training:
     """What the two functions that fit calls have in common: first perturb, then loss."""
 
     def __init__(
-        self, eps: float, kappa: float, warm_up: float, ramp: float, vary: Perturb | None
+        self, eps: float, kappa: float, warm_up: float, ramp: float, augment: Perturb | None
     ) -> None:
         self.eps, self.kappa, self.warm_up, self.ramp = eps, kappa, warm_up, ramp
-        self.vary = vary
+        self.augment = augment
         self.worst, self.weight = torch.empty(0, device="cpu"), 1.0
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, progress: float) -> Tensor:
-        if self.vary is not None:
-            made = self.vary(model, x, y, progress)
-            if not isinstance(made, Tensor):
-                raise ValueError(
-                    "vary must leave the labels as they are: soft targets have no worst case"
-                )
-            x = made
+        x = augmented(self.augment, model, x, y, progress)
         grown = min(max((progress - self.warm_up) / (self.ramp - self.warm_up), 0.0), 1.0)
         self.weight = 1 - grown * (1 - self.kappa)
         eps, layers = grown * self.eps, linear_layers(model)

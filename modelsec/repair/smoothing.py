@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from modelsec.attacks.common import Model, check_counts, check_inputs
 from modelsec.attacks.norms import readable
 from modelsec.intervals import Proportion
+from modelsec.repair.schedules import Method, augmented
 from modelsec.threat import ThreatModel, threat
 from modelsec.training import Perturb, inference
 
@@ -203,7 +204,7 @@ class Smoothed:
             ValueError: if draws is not a whole number, 1 or more.
 
         References:
-            Salman et al. (2019), https://arxiv.org/abs/1906.04584, section 2.
+            Salman et al. (2019), https://arxiv.org/abs/1906.04584.
         """
         check_counts(draws=draws)
         return _Surrogate(self.model, self._noise(x[:1], draws, generator))
@@ -300,28 +301,32 @@ def smooth(model: Model, sigma: float) -> Smoothed:
         source="https://arxiv.org/abs/1902.02918",
     )
 )
-def noise_training(sigma: float, *, generator: torch.Generator | None = None) -> Perturb:
+def noise_training(
+    sigma: float, *, augment: Perturb | None = None, generator: torch.Generator | None = None
+) -> Method:
     """Training on noisy images, for a base model that is to be smoothed.
 
     Args:
         sigma: the noise's standard deviation, that of the smoothing to come.
+        augment: changes the clean images first, such as :func:`modelsec.augmentation.vary`.
         generator: draws the noise; torch's global one if None.
 
     Returns:
-        What :func:`~modelsec.training.fit` takes as ``perturb``.
+        Keywords of :func:`modelsec.training.fit`.
 
     Raises:
         ValueError: if sigma is not a positive number.
 
     References:
-        Cohen, Rosenfeld & Kolter (2019), https://arxiv.org/abs/1902.02918, section 3.3.
+        Cohen, Rosenfeld & Kolter (2019), https://arxiv.org/abs/1902.02918.
     """
     smoothed = Smoothed(_nothing, _check_sigma(sigma))
 
     def perturb(model: nn.Module, x: Tensor, y: Tensor, progress: float) -> Tensor:
+        x = augmented(augment, model, x, y, progress)
         return x + smoothed._noise(x, len(x), generator)
 
-    return perturb
+    return {"perturb": perturb}
 
 
 def _nothing(x: Tensor) -> Tensor:
