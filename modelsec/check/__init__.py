@@ -6,6 +6,14 @@ a sentence. Any correct solution passes, however it is written.
 
 from modelsec.check.augmentation import mixup_each, mixup_floor, shift_each, worst_of
 from modelsec.check.background import keeps_to, smallest_eps, threat_card, violations
+from modelsec.check.broken_defences import (
+    break_sealed,
+    joint_loss,
+    lucky_stop,
+    mean_gradient,
+    quantiser,
+    sealed,
+)
 from modelsec.check.cleaning import (
     fingerprint,
     leaked_similarity,
@@ -50,6 +58,7 @@ __all__ = [
     "border_distance",
     "border_step",
     "break_masked",
+    "break_sealed",
     "calibration_error",
     "clinic_budget",
     "clinic_l1_step",
@@ -67,9 +76,12 @@ __all__ = [
     "grader",
     "images_needed",
     "impulse_noise",
+    "joint_loss",
     "keeps_to",
     "l1_fill",
     "leaked_similarity",
+    "lucky_stop",
+    "mean_gradient",
     "missed_share",
     "mixup_each",
     "mixup_floor",
@@ -78,12 +90,14 @@ __all__ = [
     "pickle_globals",
     "planted_share",
     "precision_of_flags",
+    "quantiser",
     "quiet_flips",
     "quiet_poison",
     "quiz",
     "require",
     "risk_of_guessing",
     "saturation",
+    "sealed",
     "shift_each",
     "smallest_eps",
     "spectral_score",

@@ -108,7 +108,7 @@ def feature_squeezing(
             f"need images, squeezers and alarms between 0 and 1, got {len(x)} images, "
             f"{len(squeezers)} squeezers and {alarms}"
         )
-    guarded = Squeezing(model, squeezers, 0.0).eval()
+    guarded = Squeezing(model, squeezers, 0.0)
     with inference(guarded), torch.no_grad():
         usual = torch.cat([guarded.score(batch) for batch in x.split(batch_size)])
     guarded.threshold = threshold(usual.cpu(), 1 - alarms)
