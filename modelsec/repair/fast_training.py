@@ -131,6 +131,8 @@ def fast(
     def perturb(model: nn.Module, x: Tensor, y: Tensor, progress: float) -> Tensor:
         x, y = check_inputs(model, augmented(augment, model, x, y, progress), y)
         radius = check_radius(radius_at(eps, progress), x, ball)
+        if not len(x):
+            return x.clone()
         begin = ball.sample(x, start * radius, generator)
         with inference(model):
             _, _, gradient = Objective(model, log_odds, targeted=False).gradient(begin, y)
