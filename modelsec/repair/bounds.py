@@ -165,7 +165,7 @@ def certified(
     Raises:
         TypeError, ValueError: as :func:`margin_bounds`.
     """
-    if method != "both" or not readable(x):
+    if method != "both" or not isinstance(x, Tensor) or not readable(x):
         return (margin_bounds(model, x, y, eps=eps, method=method, box=box) > 0).all(1)
     holds = certified(model, x, y, eps=eps, method="ibp", box=box)
     # CROWN is dear: only where intervals prove nothing, and there is something to prove

@@ -71,7 +71,8 @@ def exact_margins(
     radius = check_radius(eps, x, NORMS["linf"]).double()
     layers, wide = linear_layers(model, torch.float64), x.double()
     found = []
-    for image, label, reach in zip(wide.split(1), y.tolist(), radius.split(1), strict=True):
+    for k, label in enumerate(y.tolist()):
+        image, reach = wide[k, None], radius[k, None]
         region = Bounds(image - reach, image + reach)
         if box:
             region = Bounds(region.lower.clamp(0, 1), region.upper.clamp(0, 1))
