@@ -4,8 +4,21 @@
 a sentence. Any correct solution passes, however it is written.
 """
 
+from modelsec.check.adversarial_training import (
+    best_epoch,
+    collapse_alarm,
+    fast_step,
+    gradients_per_epoch,
+    trades_loss,
+)
 from modelsec.check.augmentation import mixup_each, mixup_floor, shift_each, worst_of
 from modelsec.check.background import keeps_to, smallest_eps, threat_card, violations
+from modelsec.check.black_box import (
+    accounts_needed,
+    nes_gradient,
+    queries_for_gradient,
+    stateful_detector,
+)
 from modelsec.check.broken_defences import (
     break_sealed,
     joint_loss,
@@ -36,6 +49,12 @@ from modelsec.check.grading import Feedback, grader, require
 from modelsec.check.loss import cross_entropy, fgsm, risk_of_guessing, saturation, worst_case
 from modelsec.check.minimum_norm import accuracy_from_distances, border_distance, border_step
 from modelsec.check.multiple_choice import quiz
+from modelsec.check.physical import (
+    expected_step,
+    patch_under_a_camera,
+    photographs_behind,
+    stick_on,
+)
 from modelsec.check.reliable_evaluation import (
     at_most_robust,
     break_masked,
@@ -53,8 +72,10 @@ from modelsec.check.validation_files import gate_rule, impulse_noise, pickle_glo
 
 __all__ = [
     "Feedback",
+    "accounts_needed",
     "accuracy_from_distances",
     "at_most_robust",
+    "best_epoch",
     "border_distance",
     "border_step",
     "break_masked",
@@ -68,12 +89,16 @@ __all__ = [
     "clinic_modes",
     "clinic_overshoot",
     "clinic_worst_case",
+    "collapse_alarm",
     "cross_entropy",
     "distrustful",
+    "expected_step",
+    "fast_step",
     "fgsm",
     "fingerprint",
     "gate_rule",
     "grader",
+    "gradients_per_epoch",
     "images_needed",
     "impulse_noise",
     "joint_loss",
@@ -86,11 +111,15 @@ __all__ = [
     "mixup_each",
     "mixup_floor",
     "momentum",
+    "nes_gradient",
+    "patch_under_a_camera",
     "pgd",
+    "photographs_behind",
     "pickle_globals",
     "planted_share",
     "precision_of_flags",
     "quantiser",
+    "queries_for_gradient",
     "quiet_flips",
     "quiet_poison",
     "quiz",
@@ -101,10 +130,13 @@ __all__ = [
     "shift_each",
     "smallest_eps",
     "spectral_score",
+    "stateful_detector",
     "step_rule",
     "steps_to_cross",
+    "stick_on",
     "temperature",
     "threat_card",
+    "trades_loss",
     "two_faced",
     "violations",
     "weak_slice",
