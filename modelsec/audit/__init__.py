@@ -6,11 +6,15 @@ Each section measures one thing and registers itself; every chapter of the book 
 from modelsec.audit import (  # noqa: F401  (importing registers sections)
     accuracy,
     auto,
+    black_box,
+    certified,
     data,
     evasion,
     minimum_norm,
+    overfitting,
     reliability,
     sanity,
+    spatial,
     validation,
 )
 from modelsec.audit.parts import Section, Subject, section, sections
