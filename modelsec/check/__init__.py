@@ -27,6 +27,12 @@ from modelsec.check.broken_defences import (
     quantiser,
     sealed,
 )
+from modelsec.check.certified import (
+    crown_looser,
+    interval_affine,
+    radius_cap,
+    vote_certificate,
+)
 from modelsec.check.cleaning import (
     fingerprint,
     leaked_similarity,
@@ -91,6 +97,7 @@ __all__ = [
     "clinic_worst_case",
     "collapse_alarm",
     "cross_entropy",
+    "crown_looser",
     "distrustful",
     "expected_step",
     "fast_step",
@@ -101,6 +108,7 @@ __all__ = [
     "gradients_per_epoch",
     "images_needed",
     "impulse_noise",
+    "interval_affine",
     "joint_loss",
     "keeps_to",
     "l1_fill",
@@ -123,6 +131,7 @@ __all__ = [
     "quiet_flips",
     "quiet_poison",
     "quiz",
+    "radius_cap",
     "require",
     "risk_of_guessing",
     "saturation",
@@ -139,6 +148,7 @@ __all__ = [
     "trades_loss",
     "two_faced",
     "violations",
+    "vote_certificate",
     "weak_slice",
     "worst_case",
     "worst_of",
