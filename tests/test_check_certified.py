@@ -148,7 +148,7 @@ RIGHT: dict[str, list[Any]] = {
     "radius_cap": [CAP, np.float64(CAP), torch.tensor(CAP), 1.23],
     "interval_affine": [centre_and_reach, by_sign, by_corners],
     "vote_certificate": [by_beta, by_binomtest, by_halving],
-    "crown_looser": [(one_relu(), PIXEL, 0.3), [one_relu(), PIXEL, 0.35], drawn(0)],
+    "crown_looser": [(one_relu(), PIXEL, 0.3), [one_relu(), PIXEL, 0.35], drawn(1)],
 }
 
 WRONG: dict[str, list[tuple[Any, str]]] = {
