@@ -99,7 +99,7 @@ def nes(
     """
     return _climb(
         model, x, y, eps=eps, norm=norm, queries=queries, pairs=pairs, sigma=sigma,
-        step_size=step_size, decay=decay, adam=False, targeted=targeted,
+        step_size=step_size, decay=decay, signs=False, targeted=targeted,
         early_stop=early_stop, callback=callback, generator=generator,
     )  # fmt: skip
 
@@ -129,11 +129,12 @@ def spsa(
     callback: Callable[[Iterate], object] | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """SPSA: as :func:`nes`, with directions of random signs and with Adam's steps.
+    """SPSA: as :func:`nes`, with directions of random signs, and in linf with Adam's steps.
 
     Each pixel of a direction is +1 or -1, with equal probability, so that a pair tries all pixels
     by the same amount. Adam divides each pixel's mean estimate by how much it varies: where only
-    noise is seen, the pixel hardly moves.
+    noise is seen, the pixel hardly moves. (In l2 that would turn the step away from the gradient,
+    so there the steps are those of NES.)
 
     Args:
         model: maps images (N, ...) in [0, 1] to scores (N, K) whose largest is the answer.
@@ -144,7 +145,7 @@ def spsa(
         queries: how often each sample may be shown to the model, at most, as for :func:`nes`.
         pairs: of images for one estimate.
         sigma: by how much a pair changes each pixel.
-        step_size: Adam's learning rate, given as for :func:`nes`.
+        step_size: of Adam's steps, its learning rate; given as for :func:`nes`.
         targeted: reach y instead of getting away from it.
         early_stop: leave a sample alone once its goal is reached.
         callback: as for :func:`nes`.
@@ -157,12 +158,11 @@ def spsa(
         TypeError, ValueError: for input of the wrong kind; the message says what is wanted.
 
     References:
-        Uesato et al. (2018), https://arxiv.org/abs/1802.05666, section 4 (linf); in l2 Adam's
-        direction is taken with the length of the step. Spall (1992) gave the estimate its name.
+        Uesato et al. (2018), https://arxiv.org/abs/1802.05666, section 4 (linf).
     """
     return _climb(
         model, x, y, eps=eps, norm=norm, queries=queries, pairs=pairs, sigma=sigma,
-        step_size=step_size, decay=0.9, adam=True, targeted=targeted,
+        step_size=step_size, decay=0.9, signs=True, targeted=targeted,
         early_stop=early_stop, callback=callback, generator=generator,
     )  # fmt: skip
 
@@ -179,7 +179,7 @@ def _climb(
     sigma: float,
     step_size: StepSize | None,
     decay: float,
-    adam: bool,
+    signs: bool,
     targeted: bool,
     early_stop: bool,
     callback: Callable[[Iterate], object] | None,
@@ -193,7 +193,7 @@ def _climb(
     per_sample_value("decay", decay, x[:1])
     if not 0 < sigma < 1:
         raise ValueError(f"sigma must lie between 0 and 1, got {sigma}")
-    size = radius / 2
+    size, adam = radius / 2, signs and norm == "linf"
     if step_size is not None and not callable(step_size):
         size = per_sample_value("step_size", step_size, x)
     if not len(x):
@@ -211,13 +211,13 @@ def _climb(
                 size = per_sample_value("step_size", step_size((asked - 1) / queries), x)
                 todo = todo._replace(size=size[todo.rows])
             count, step = min(pairs, left), step + 1
-            directions = _directions(adam, count, x, generator)
+            directions = _directions(signs, count, x, generator)
             gradient = _estimate(objective, todo.adv, todo.y, sigma * directions)
             course = _adam(state, gradient, step) if adam else _momentum(state, gradient, decay)
             course = course.to(x.dtype)
             ascent = (
                 torch.addcmul(todo.adv, todo.size, course)
-                if adam and norm == "linf"
+                if adam
                 else ball.step(todo.adv, todo.size, course)
             )
             todo = todo._replace(adv=ball.confine_(ascent, todo.region))

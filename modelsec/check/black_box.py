@@ -45,7 +45,8 @@ def queries_for_gradient(answer: Any) -> None:
 def nes_gradient(solution: Any) -> None:
     """Grade ``f(score, x (d,), sigma, u (k, d)) -> (d,)``; score maps (n, d) to (n,)."""
     generator = torch.Generator().manual_seed(5)
-    x, w = torch.randn(2, 12, generator=generator, dtype=torch.float64)
+    both = torch.randn(2, 12, generator=generator, dtype=torch.float64)
+    x, w = both[0], both[1]
     u = torch.randn(30, 12, generator=generator, dtype=torch.float64)
     shown: list[int] = []
 
@@ -122,7 +123,7 @@ def stateful_detector(solution: Any) -> None:
     k, threshold = 10, 1.0  # normal images lie about 3.2 apart, the attack's about 0.16
 
     def ask(queries: Tensor, few: int = k, below: float = threshold) -> Tensor:
-        got = solution(queries.clone(), few, below)
+        got: Tensor = solution(queries.clone(), few, below)
         require(isinstance(got, Tensor), f"Return a tensor, not {type(got).__name__}.")
         require(
             got.shape == (len(queries),) and got.dtype == torch.bool,
