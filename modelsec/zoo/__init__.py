@@ -12,16 +12,18 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import nn
 
 from modelsec import augmentation, data, models
-from modelsec.attacks import pgd
+from modelsec.repair import decay, fast, noise_training, pgd_training, ramp, trades
+from modelsec.repair.schedules import Method, Radius
 from modelsec.training import Evaluation, evaluate, fit
 from modelsec.zoo.results import load_result
 
@@ -40,6 +42,9 @@ __all__ = [
 _HERE = files("modelsec.zoo")
 
 
+Train = Callable[[nn.Module, data.Data, torch.Generator], object]
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How a model is made.
@@ -49,40 +54,54 @@ class Recipe:
         train: trains it in place on the data.
         dataset: loads the data.
         about: one sentence for the reader.
+        stored: whether its weights ship with the package. Those of others have to be made first.
     """
 
     build: Callable[[], nn.Module]
-    train: Callable[[nn.Module, data.Data, torch.Generator], object]
+    train: Train
     dataset: Callable[[], data.Data]
     about: str
+    stored: bool = True
 
 
 def _standard(model: nn.Module, digits: data.Data, generator: torch.Generator) -> object:
     return fit(model, digits.x_train, digits.y_train, epochs=10, lr=1e-3, generator=generator)
 
 
-def _adversarial(model: nn.Module, digits: data.Data, generator: torch.Generator) -> object:
-    """Madry et al. (2018), https://arxiv.org/abs/1706.06083: train on what PGD makes of a batch.
+def _hardened(
+    method: Callable[..., Method],
+    eps: Radius,
+    epochs: int,
+    lr: float | Callable[[float], float] = 1e-3,
+    turned: bool = True,
+) -> Train:
+    """Adversarial training; see :mod:`modelsec.repair.adversarial_training`.
 
-    The digits are turned and shifted first: 4,000 images are few for it, and without that the
-    network becomes robust on those that it saw and far less so on others.
+    The digits are turned and shifted first, unless told otherwise: 4,000 images are few for it,
+    and without that the network becomes robust on those that it saw and far less so on others.
     """
-    vary = augmentation.vary(augmentation.geometric(), group=8, generator=generator)
 
-    def perturb(model: nn.Module, x: Tensor, y: Tensor, progress: float) -> Tensor:
-        varied = vary(model, x, y, progress)
-        assert isinstance(varied, Tensor)
-        # the radius grows for the first part of training, then stays
-        eps = 0.3 * min(progress / 0.6, 1)
-        return pgd(model, varied, y, eps=eps, steps=7, early_stop=False, generator=generator)
+    def train(model: nn.Module, digits: data.Data, generator: torch.Generator) -> object:
+        turn = augmentation.vary(augmentation.geometric(), group=8, generator=generator)
+        options = method(eps=eps, augment=turn if turned else None, generator=generator)
+        return fit(
+            model, digits.x_train, digits.y_train, epochs=epochs, lr=lr, generator=generator,
+            **options,
+        )  # fmt: skip
 
-    def rate(progress: float) -> float:
-        return 2e-3 * min(1, 2.5 * (1 - progress) + 0.02)
+    return train
 
-    return fit(
-        model, digits.x_train, digits.y_train, epochs=40, lr=rate, perturb=perturb,
-        generator=generator,
-    )  # fmt: skip
+
+def _noisy(sigma: float) -> Train:
+    """Cohen et al. (2019), https://arxiv.org/abs/1902.02918: a base model to be smoothed."""
+
+    def train(model: nn.Module, digits: data.Data, generator: torch.Generator) -> object:
+        return fit(
+            model, digits.x_train, digits.y_train, epochs=15, batch_size=100, lr=decay(2e-3),
+            generator=generator, **noise_training(sigma, generator=generator),
+        )  # fmt: skip
+
+    return train
 
 
 recipes: dict[str, Recipe] = {
@@ -94,16 +113,65 @@ recipes: dict[str, Recipe] = {
     ),
     "convnet_robust": Recipe(
         models.ConvNet,
-        _adversarial,
+        _hardened(pgd_training, ramp(0.3), 40, decay(2e-3)),
         data.mnist,
         "the same, adversarially trained: PGD-7 in linf, eps up to 0.3, 40 epochs, digits turned and shifted",
+    ),
+    "net_robust": Recipe(
+        models.Net,
+        _hardened(pgd_training, ramp(0.1), 40, decay(2e-3)),
+        data.mnist,
+        "784-128-64-10, adversarially trained: PGD-7 in linf, eps up to 0.1, 40 epochs, digits turned and shifted",
+    ),
+    "convnet_trades": Recipe(
+        models.ConvNet,
+        _hardened(partial(trades, beta=6.0), ramp(0.3), 30, decay(2e-3)),
+        data.mnist,
+        "the ConvNet, trained with TRADES: beta 6, eps up to 0.3, 30 epochs, digits turned and shifted",
+    ),
+    "convnet_noise": Recipe(
+        models.ConvNet,
+        _hardened(partial(fast, start=2.0, step=1.0, clip=False), ramp(0.3), 30, decay(2e-3)),
+        data.mnist,
+        "the ConvNet, trained with N-FGSM: one step, eps up to 0.3, 30 epochs, digits turned and shifted",
+    ),
+    "convnet_fast": Recipe(
+        models.ConvNet,
+        _hardened(fast, 0.3, 10, turned=False),
+        data.mnist,
+        "the ConvNet, trained with FGSM-RS at eps 0.3, 10 epochs: collapsed, to be looked at",
+    ),
+    "convnet_robust_full": Recipe(
+        models.ConvNet,
+        _hardened(pgd_training, ramp(0.3), 20, decay(2e-3), turned=False),
+        partial(data.mnist, "full"),
+        "convnet_robust, trained on all 60,000 images of MNIST for 20 epochs; its data must be fetched",
+        stored=False,
+    ),
+    "convnet_sigma25": Recipe(
+        models.ConvNet,
+        _noisy(0.25),
+        data.mnist,
+        "the ConvNet, trained on Gaussian noise of sigma 0.25, 15 epochs: to be smoothed",
+    ),
+    "convnet_sigma50": Recipe(
+        models.ConvNet,
+        _noisy(0.5),
+        data.mnist,
+        "the ConvNet, trained on Gaussian noise of sigma 0.5, 15 epochs: to be smoothed",
+    ),
+    "convnet_sigma100": Recipe(
+        models.ConvNet,
+        _noisy(1.0),
+        data.mnist,
+        "the ConvNet, trained on Gaussian noise of sigma 1.0, 15 epochs: to be smoothed",
     ),
 }
 
 
 def names() -> list[str]:
     """The models that can be loaded."""
-    return sorted(recipes)
+    return sorted(name for name, recipe in recipes.items() if recipe.stored)
 
 
 def manifest() -> dict[str, dict[str, Any]]:
@@ -125,9 +193,15 @@ def load_model(name: str, device: torch.device | str = "cpu") -> nn.Module:
         The model.
 
     Raises:
-        ValueError: for an unknown name, or a file that is not the recorded one.
+        ValueError: for an unknown name, one that is not stored, or a file that is not the recorded
+            one.
     """
     recipe = _recipe(name)
+    if not recipe.stored:
+        raise ValueError(
+            f"the weights of {name} do not ship with the package: make them with "
+            f"`python -m modelsec zoo make {name} --out DIR`"
+        )
     entry = manifest()[name]
     content = (_HERE / "weights" / entry["file"]).read_bytes()
     found = hashlib.sha256(content).hexdigest()
@@ -156,6 +230,7 @@ def make(name: str, seed: int = 0) -> tuple[nn.Module, Evaluation]:
 
     Raises:
         ValueError: for an unknown name.
+        FileNotFoundError: if its data have to be fetched first; the message says how.
     """
     recipe = _recipe(name)
     with torch.random.fork_rng():
@@ -191,7 +266,12 @@ def store(name: str, model: nn.Module, accuracy: Evaluation, seed: int = 0) -> P
 
     Returns:
         The path of its weights.
+
+    Raises:
+        ValueError: for a recipe whose weights are not stored.
     """
+    if not _recipe(name).stored:
+        raise ValueError(f"{name} is not stored in the package: write it into a folder of your own")
     folder = Path(str(_HERE))
     path = write(model, folder / "weights" / f"{name}.safetensors")
     low, high = accuracy.interval
