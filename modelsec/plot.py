@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -10,7 +10,7 @@ import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch
+from matplotlib.patches import FancyArrowPatch, Rectangle
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from modelsec.intervals import Proportion, wilson
 
 __all__ = [
     "COLORS",
+    "attack_matrix",
     "attack_row",
     "confusion_matrix",
     "diagram",
@@ -204,6 +205,48 @@ def distance_curve(
     axes.set(xlabel=xlabel, ylabel="share of images right at every\npoint tried within eps")
     axes.set(xlim=(0, end), ylim=(-0.02, 1.02))
     axes.legend()
+    return figure
+
+
+def attack_matrix(
+    shares: Mapping[str, Mapping[str, Proportion]], *, apart: Collection[str] = ()
+) -> Figure:
+    """Accuracy left in percent, attack by defence, with 95% intervals; each worst one is framed.
+
+    Args:
+        shares: an attack (row) -> {defence (column): accuracy left}; an entry may be missing.
+        apart: rows that are no single attack, such as a worst case: drawn like the others, never
+            framed.
+
+    Returns:
+        The figure. Of several entries that are equally bad all are framed.
+
+    Raises:
+        ValueError: if there is no entry.
+    """
+    columns = list(dict.fromkeys(name for row in shares.values() for name in row))
+    if not columns:
+        raise ValueError("attack_matrix needs at least one entry")
+    figure, axes = plt.subplots(figsize=(3 + 0.85 * len(columns), 1.6 + 0.6 * len(shares)))
+    table = [[float(row.get(name, np.nan)) for name in columns] for row in shares.values()]
+    axes.imshow(table, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+    for j, column in enumerate(columns):
+        attacked = {name: row[column] for name, row in shares.items() if column in row}
+        worst = min((float(attacked[name]) for name in attacked if name not in apart), default=0)
+        for i, name in enumerate(shares):
+            if (share := attacked.get(name)) is None:
+                continue
+            low, high = (f"{100 * end:.0f}" for end in share.interval)
+            ink, percent = "k" if share.value > 0.47 else "w", f"{100 * share.value:.0f}"
+            axes.text(j, i - 0.14, percent, size=16, color=ink, ha="center", va="center")
+            axes.text(j, i + 0.28, f"{low}–{high}", size=10, color=ink, ha="center", va="center")
+            if name not in apart and share.value == worst:
+                corner, color = (j - 0.46, i - 0.44), COLORS["red"]
+                axes.add_patch(Rectangle(corner, 0.92, 0.88, fill=False, ec=color, lw=3.5))
+    axes.set_xticks(range(len(columns)), columns, rotation=40, ha="left", rotation_mode="anchor")
+    axes.set_yticks(range(len(shares)), list(shares))
+    axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
+    axes.grid(False)
     return figure
 
 
