@@ -59,8 +59,9 @@ class _Nearest:
         self.least = torch.full_like(self.distance, least)
         if len(x):
             with torch.no_grad():
-                value, reached = objective(x, y)
                 logits = objective.model(x)
+                told = Objective(lambda _: logits, objective.loss, objective.targeted)
+                value, reached = told(x, y)
             rounding = 8 * torch.finfo(logits.dtype).eps * logits.abs().amax(1)
             self.least += rounding.to(precise)
             self.distance[reached & (value > self.least)] = 0
@@ -76,7 +77,10 @@ class _Nearest:
         keep = per_sample(nearer | best.isinf(), adv).to(adv.dtype)
         self.distance[rows] = torch.where(nearer, distance, best)
         # a lerp with weights 0 and 1 selects as torch.where does, several times faster
-        self.adv[rows] = self.adv[rows].lerp(adv, keep)
+        if isinstance(rows, slice):
+            self.adv[rows].lerp_(adv, keep)
+        else:
+            self.adv[rows] = self.adv[rows].lerp(adv, keep)
         return distance, counts
 
     def result(self) -> Minimum:
@@ -260,7 +264,8 @@ def fmn(
             value, reached, gradient = objective.gradient(adv, y)
             size, reached = nearest.note(rows, adv, value, reached)
             gradient = _inside(gradient, adv)
-            slope, length = _slope(gradient, norm), _slope(gradient, "l2")
+            length = _slope(gradient, "l2")
+            slope = length if norm == "l2" else _slope(gradient, norm)
             border = size + torch.where(slope > 0, value.abs() / slope, torch.inf)
             share = gamma * (0.02 + 0.98 * fall)
             # a little beyond the border, or rounding could keep it there for ever
