@@ -9,6 +9,7 @@ from modelsec.repair.bounds import (
     margin_bounds,
 )
 from modelsec.repair.detection import evade, feature_squeezing, stands
+from modelsec.repair.distillation import distilled
 from modelsec.repair.exact import Exact, exact_margins
 from modelsec.repair.fast_training import fast, free
 from modelsec.repair.interval_training import ibp_training
@@ -16,7 +17,6 @@ from modelsec.repair.layers import Bounds
 from modelsec.repair.purification import (
     adapted,
     bit_depth,
-    distilled,
     jpeg,
     k_winners,
     median,

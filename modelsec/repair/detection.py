@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from modelsec.attacks.common import Model
 from modelsec.losses import margin
-from modelsec.repair.purification import adapted, bit_depth, median
+from modelsec.repair.purification import Step, adapted, bit_depth, median
 from modelsec.threat import ThreatModel, threat
 from modelsec.training import Evaluation, inference
 from modelsec.validation.shift import threshold
@@ -53,11 +53,15 @@ class Squeezing(nn.Module):
         """What an attacker follows who wants a wrong answer that is not refused.
 
         Returns:
-            A model with logits (N, K): their mean over the image and its squeezed versions, with
-            BPDA for squeezers that have no gradient. If a wrong class leads in all of them the
-            score is small by itself.
+            A model with logits (N, K): their mean over the image and its squeezed versions. If a
+            wrong class leads in all of them the score is small by itself.
         """
-        return _Mean(Squeezing(self.model, [adapted(s) for s in self.squeezers], self.threshold))
+        return _Mean(self.through())
+
+    def through(self) -> Squeezing:
+        """The same answers, with BPDA for squeezers without a gradient: what :func:`evade` climbs."""
+        squeezers = [adapted(s) if isinstance(s, Step) else s for s in self.squeezers]
+        return Squeezing(self.model, squeezers, self.threshold)
 
 
 class _Mean(nn.Module):

@@ -9,7 +9,6 @@ attack has won is asked of the defended model, never of the adapted one.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,16 +17,13 @@ from torch import Tensor, nn
 from modelsec.attacks.adaptive import bpda, eot
 from modelsec.attacks.common import check_counts
 from modelsec.attacks.norms import readable
-from modelsec.models import fresh
 from modelsec.threat import ThreatModel, threat
-from modelsec.training import fit, inference
 from modelsec.validation.corruptions import as_jpeg
 
 __all__ = [
     "Step",
     "adapted",
     "bit_depth",
-    "distilled",
     "is_random",
     "jpeg",
     "k_winners",
@@ -267,6 +263,8 @@ def random_resize(smallest: float = 0.85) -> Step:
     _within("smallest", smallest, 0, 1)
 
     def resize(x: Tensor) -> Tensor:
+        if not len(x):
+            return x.clone()
         drawn = torch.rand(3, len(x), dtype=x.dtype, device=x.device)
         factor = smallest + (1 - smallest) * drawn[0]
         # an output pixel p shows the image at (p - shift) / factor; coordinates run from -1 to 1
@@ -319,8 +317,8 @@ def noise(std: float = 0.2) -> Step:
 def k_winners(share: float = 0.1) -> Step:
     """An activation in place of ReLU: a layer's largest values stay, all others become 0.
 
-    The set of winners changes everywhere, and with it the gradient jumps. The attacker goes back
-    as if every unit had won.
+    The set of winners changes from point to point, and with it the gradient jumps. The attacker
+    goes back through ReLU.
 
     Args:
         share: how many of a sample's units win; above 0, at most 1.
@@ -342,70 +340,7 @@ def k_winners(share: float = 0.1) -> Step:
         lowest = flat.topk(most, 1).values[:, -1:]
         return (flat * (flat >= lowest)).view_as(x)
 
-    return Step(winners, _same, pixels=False, name=f"{share:g} of the units win")
-
-
-@threat(
-    ThreatModel(
-        goal="repair", knowledge="white-box", norms=("l2",), stage="training",
-        cost="two trainings", source="https://arxiv.org/abs/1511.04508",
-    )
-)  # fmt: skip
-def distilled(
-    build: Callable[[], nn.Module],
-    x: Tensor,
-    y: Tensor,
-    *,
-    temperature: float = 100.0,
-    epochs: int = 10,
-    generator: torch.Generator | None = None,
-    progress: bool | None = None,
-) -> nn.Module:
-    """Defensive distillation: a network is trained on another one's soft answers.
-
-    Teacher and pupil are of one kind and both learn at a temperature T, that is with logits divided
-    by T in the softmax. In use T is 1 again, so the pupil's logits are T times larger than they
-    need be, and its softmax has no gradient left.
-
-    Args:
-        build: makes an untrained network, on x's device.
-        x: (N, ...) training images.
-        y: (N,) integer labels.
-        temperature: T, 1 or more.
-        epochs: of each of the two trainings.
-        generator: draws weights and orders; torch's global one if None.
-        progress: as for :func:`~modelsec.training.fit`.
-
-    Returns:
-        The pupil, in eval mode.
-
-    Raises:
-        ValueError: if the temperature is below 1.
-
-    References:
-        Papernot et al. (2016), https://arxiv.org/abs/1511.04508, section IV.
-    """
-    if not isinstance(temperature, int | float) or not temperature >= 1:
-        raise ValueError(f"temperature must be 1 or more, got {temperature!r}")
-
-    def warm(logits: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(logits / temperature, target, reduction="none")
-
-    options: dict[str, Any] = {
-        "epochs": epochs,
-        "loss": warm,
-        "generator": generator,
-        "progress": progress,
-    }
-    teacher, pupil = fresh(build, generator), fresh(build, generator)
-    fit(teacher, x, y, **options)
-
-    def soft(_: nn.Module, batch: Tensor, labels: Tensor, progress: float) -> tuple[Tensor, Tensor]:
-        with inference(teacher), torch.no_grad():
-            return batch, (teacher(batch) / temperature).softmax(1)
-
-    fit(pupil, x, y, perturb=soft, **options)
-    return pupil.eval()
+    return Step(winners, torch.relu, pixels=False, name=f"{share:g} of the units win")
 
 
 def _same(x: Tensor) -> Tensor:
