@@ -53,7 +53,8 @@ def measure() -> dict[str, Any]:
 def render(results: dict[str, Any]) -> str:
     """The page's text."""
     rows = sorted(
-        results["rows"], key=lambda row: (row["attack"], NORMS[row["norm"]], row["library"])
+        results["rows"],
+        key=lambda row: (row["attack"], NORMS.get(row["norm"], -1), row["library"]),
     )
     table = Table(
         {

@@ -16,7 +16,7 @@ class Agreement(NamedTuple):
     Attributes:
         library: the peer's distribution.
         attack: ours, by its function's name.
-        norm: "linf", "l2" or "l1".
+        norm: "linf", "l2" or "l1"; "" for what no norm limits.
         compared: what is, in words: "iterates of 6 steps", "accuracy left at eps 0.1".
         n: images.
         result: what was seen, in words.

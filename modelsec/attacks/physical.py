@@ -73,9 +73,9 @@ def universal(
         norm: "linf" or "l2".
         epochs: how often every image is used.
         batch_size: images per step.
-        step_size: of the first step, in the units of eps; eps / 4 if None.
-        cap: an image with a higher loss no longer counts, as in the paper, which caps
-            cross-entropy; log odds are cross-entropy where they are high.
+        step_size: of the first step, in the units of eps; eps / 4 if None, or more if the steps
+            are few, so that they can cross the ball and come back.
+        cap: an image with a higher loss no longer counts: it is lost, and must not outvote others.
         targeted: descend to y instead of climbing away from it.
         loss: per-sample loss; see :func:`~modelsec.attacks.gradient.fgsm`.
         callback: called with every batch's :class:`~modelsec.attacks.common.Iterate`, before the
@@ -90,7 +90,7 @@ def universal(
         TypeError, ValueError: for input of the wrong kind; the message says what is wanted.
 
     References:
-        Shafahi et al. (2020), https://arxiv.org/abs/1811.11304, algorithm 1. That there are such
+        Shafahi et al. (2020), https://arxiv.org/abs/1811.11304. That there are such
         changes: Moosavi-Dezfooli et al. (2017), https://arxiv.org/abs/1610.08401.
     """
     x, y = check_inputs(model, x, y)
@@ -102,8 +102,9 @@ def universal(
     change = x.new_zeros(1, *x.shape[1:])
     if not len(x):
         return change[0]
-    first = radius / 4 if step_size is None else torch.full_like(radius, step_size)
     objective, steps = Objective(model, loss, targeted), epochs * -(-len(x) // batch_size)
+    usual = radius * max(0.25, 5 / steps)
+    first = usual if step_size is None else torch.full_like(radius, step_size)
     with inference(model):
         for step, rows in enumerate(_batches(len(x), batch_size, steps, generator)):
             rows = rows.to(x.device)

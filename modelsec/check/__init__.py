@@ -57,7 +57,7 @@ from modelsec.check.minimum_norm import accuracy_from_distances, border_distance
 from modelsec.check.multiple_choice import quiz
 from modelsec.check.physical import (
     expected_step,
-    patch_under_a_camera,
+    patch_at_any_angle,
     photographs_behind,
     stick_on,
 )
@@ -120,7 +120,7 @@ __all__ = [
     "mixup_floor",
     "momentum",
     "nes_gradient",
-    "patch_under_a_camera",
+    "patch_at_any_angle",
     "pgd",
     "photographs_behind",
     "pickle_globals",
