@@ -5,6 +5,7 @@ Each section measures one thing and registers itself; every chapter of the book 
 
 from modelsec.audit import (  # noqa: F401  (importing registers sections)
     accuracy,
+    adaptive,
     auto,
     black_box,
     certified,

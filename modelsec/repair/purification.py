@@ -240,7 +240,7 @@ def thermometer(levels: int = 10) -> Step:
 @threat(
     ThreatModel(
         goal="repair", knowledge="transfer", norms=("linf", "l2"), cost="a resizing",
-        source="https://arxiv.org/abs/1711.01991",
+        source="https://openreview.net/forum?id=Sk9yuql0Z",
     )
 )  # fmt: skip
 def random_resize(smallest: float = 0.85) -> Step:
@@ -258,7 +258,7 @@ def random_resize(smallest: float = 0.85) -> Step:
         ValueError: for another factor.
 
     References:
-        Xie et al. (2018), https://arxiv.org/abs/1711.01991, section 3.
+        Xie et al. (2018), https://openreview.net/forum?id=Sk9yuql0Z, section 3.
     """
     _within("smallest", smallest, 0, 1)
 
