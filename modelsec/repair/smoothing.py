@@ -268,7 +268,7 @@ class _Surrogate(nn.Module):
 def smooth(model: Model, sigma: float) -> Smoothed:
     """Make a model answer by vote over noisy copies of its input, which can be certified.
 
-    A base model that was not trained on noise (:func:`noise_training`) votes badly.
+    A base model that was not trained on noise (:func:`noise_training`) votes less surely.
 
     Args:
         model: maps images (N, ...) to logits (N, K). It is shown noisy images, with pixels outside
