@@ -31,6 +31,6 @@ document.addEventListener("DOMContentLoaded", () => {
     }),
   );
   document
-    .querySelectorAll("div.math, .pst-scrollable-table-container")
+    .querySelectorAll("div.math, .pst-scrollable-table-container, .cell_output")
     .forEach((wide) => reachable.observe(wide));
 });
