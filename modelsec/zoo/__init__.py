@@ -22,7 +22,17 @@ from safetensors.torch import load, save
 from torch import nn
 
 from modelsec import augmentation, data, models
-from modelsec.repair import decay, fast, noise_training, pgd_training, ramp, trades
+from modelsec.repair import (
+    decay,
+    distilled,
+    fast,
+    ibp_training,
+    noise_training,
+    pgd_training,
+    ramp,
+    thermometer,
+    trades,
+)
 from modelsec.repair.schedules import Method, Radius
 from modelsec.training import Evaluation, evaluate, fit
 from modelsec.zoo.results import load_result
@@ -104,6 +114,30 @@ def _noisy(sigma: float) -> Train:
     return train
 
 
+def _provable(eps: float, epochs: int) -> Train:
+    """Gowal et al. (2018), https://arxiv.org/abs/1810.12715: a network that intervals can certify."""
+
+    def train(model: nn.Module, digits: data.Data, generator: torch.Generator) -> object:
+        return fit(
+            model, digits.x_train, digits.y_train, epochs=epochs, batch_size=100, lr=decay(1e-3),
+            generator=generator, **ibp_training(eps=eps),
+        )  # fmt: skip
+
+    return train
+
+
+def _pupil(model: nn.Module, digits: data.Data, generator: torch.Generator) -> object:
+    """Papernot et al. (2016), https://arxiv.org/abs/1511.04508, as :func:`distilled` has it."""
+    made = distilled(models.ConvNet, digits.x_train, digits.y_train, generator=generator)
+    return model.load_state_dict(made.state_dict())
+
+
+def _thermometer_net(levels: int = 10) -> nn.Module:
+    """The code needs no normalisation."""
+    zeros, ones = [0.0] * levels, [1.0] * levels
+    return nn.Sequential(thermometer(levels), models.ConvNet(levels, mean=zeros, std=ones))
+
+
 recipes: dict[str, Recipe] = {
     "net": Recipe(
         models.Net, _standard, data.mnist, "784-128-64-10, cross-entropy, Adam 1e-3, 10 epochs"
@@ -137,9 +171,9 @@ recipes: dict[str, Recipe] = {
     ),
     "convnet_fast": Recipe(
         models.ConvNet,
-        _hardened(fast, 0.3, 10, turned=False),
+        _hardened(fast, ramp(0.3, 0.8), 12, turned=False),
         data.mnist,
-        "the ConvNet, trained with FGSM-RS at eps 0.3, 10 epochs: collapsed, to be looked at",
+        "the ConvNet, trained with FGSM-RS, eps up to 0.3, 12 epochs: collapsed, to be looked at",
     ),
     "convnet_robust_full": Recipe(
         models.ConvNet,
@@ -165,6 +199,24 @@ recipes: dict[str, Recipe] = {
         _noisy(1.0),
         data.mnist,
         "the ConvNet, trained on Gaussian noise of sigma 1.0, 15 epochs: to be smoothed",
+    ),
+    "convnet_distilled": Recipe(
+        models.ConvNet,
+        _pupil,
+        data.mnist,
+        "the ConvNet, defensively distilled at temperature 100, 10 epochs: broken, to be looked at",
+    ),
+    "convnet_thermometer": Recipe(
+        _thermometer_net,
+        _standard,
+        data.mnist,
+        "the ConvNet on a thermometer code of 10 levels, 10 epochs: broken, to be looked at",
+    ),
+    "convnet_ibp": Recipe(
+        models.ConvNet,
+        _provable(0.2, 30),
+        data.mnist,
+        "the ConvNet, trained with interval bounds: eps up to 0.2, kappa down to 0.5, 30 epochs",
     ),
 }
 

@@ -188,18 +188,11 @@ def _stored() -> Case:
     return Case(model, _climb(inside, "PGD-40 on the bare network"), several)
 
 
-def _drawn(step: purification.Step, knows: bool) -> Case:
-    inside = load_model("convnet")
-    model = nn.Sequential(step, inside).eval()
-    draws = 10
+def _drawn(step: Callable[[], purification.Step]) -> Case:
+    model, draws = nn.Sequential(step(), load_model("convnet")).eval(), 10
     averaged = purification.adapted(model, draws, generator=torch.Generator().manual_seed(1))
     mean = _climb(averaged, f"PGD-40, EOT of {draws}", draws, early_stop=False)
-    claimed = (
-        _climb(model, "PGD-40 on the defended network")
-        if knows
-        else _climb(inside, "PGD-40 on the bare network")
-    )
-    return Case(model, claimed, (mean,))
+    return Case(model, _climb(model, "PGD-40 on the defended network"), (mean,))
 
 
 def _coded() -> Case:
@@ -254,8 +247,8 @@ CASES: dict[str, Callable[[], Case]] = {
     "none": partial(_undefended, "linf", LINF),
     "3 bits": partial(_rounded, 3),
     "JPEG, quality 50": _stored,
-    "random size": lambda: _drawn(purification.random_resize(), knows=False),
-    "noise of 0.2": lambda: _drawn(purification.noise(0.2), knows=True),
+    "random size": partial(_drawn, purification.random_resize),
+    "noise of 0.2": partial(_drawn, purification.noise),
     "thermometer": _coded,
     "distillation": _pupil,
     "1 bit": partial(_rounded, 1),
