@@ -163,12 +163,6 @@ recipes: dict[str, Recipe] = {
         data.mnist,
         "the ConvNet, trained with TRADES: beta 6, eps up to 0.3, 30 epochs, digits turned and shifted",
     ),
-    "convnet_noise": Recipe(
-        models.ConvNet,
-        _hardened(partial(fast, start=2.0, step=1.0, clip=False), ramp(0.3), 30, decay(2e-3)),
-        data.mnist,
-        "the ConvNet, trained with N-FGSM: one step, eps up to 0.3, 30 epochs, digits turned and shifted",
-    ),
     "convnet_fast": Recipe(
         models.ConvNet,
         _hardened(fast, ramp(0.3, 0.8), 12, turned=False),
