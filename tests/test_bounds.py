@@ -133,6 +133,33 @@ def test_the_exact_worst_case_lies_between_every_bound_and_every_attack(
     assert bool((exact.margin[proven] > 0).all())
 
 
+@settings(max_examples=100)
+@given(seed=st.integers(0, 100_000), units=st.integers(1, 8))
+def test_on_one_pixel_the_extremes_are_at_kinks_and_ends_and_within_the_bounds(
+    seed: int, units: int
+) -> None:
+    """A sum of ReLUs of one pixel is made of straight pieces: its extremes are known."""
+    generator = torch.Generator().manual_seed(seed)
+    kinks, slopes = (torch.rand(units, generator=generator).double() for _ in range(2))
+    slopes = (4 * slopes - 2).where(slopes.abs() > 0.1, 1.0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(1, units), nn.ReLU(), nn.Linear(units, 2))
+    model = model.double()
+    with torch.no_grad():
+        model[1].weight[:, 0], model[1].bias[:] = slopes, -slopes * kinks
+        model[3].weight.copy_(torch.randn(2, units, generator=generator))
+        model[3].bias.zero_()
+    x = torch.full((1, 1, 1, 1), 0.5, dtype=torch.float64)
+    eps = float(torch.rand(1, generator=generator)) / 2
+    ends = torch.tensor([0.5 - eps, 0.5 + eps], dtype=torch.float64)
+    where = torch.cat([ends, kinks[(kinks - 0.5).abs() <= eps]])
+    z = model(where.view(-1, 1, 1, 1)).detach()
+    for bounds in (ibp(model, x, eps=eps), crown(model, x, eps=eps)):
+        assert bool((bounds.lower[0] <= z.amin(0) + 1e-12).all())
+        assert bool((bounds.upper[0] >= z.amax(0) - 1e-12).all())
+    if units == 1:  # nothing is lost on one ReLU by a box, nor by its upper line
+        assert torch.allclose(ibp(model, x, eps=eps).lower[0], z.amin(0), atol=1e-9)
+
+
 def test_exact_enumeration_finds_what_a_grid_finds() -> None:
     """In two dimensions the worst case can be seen: it is a hair below the best of a fine grid."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(2, 6), nn.ReLU(), nn.Linear(6, 2)).double()
