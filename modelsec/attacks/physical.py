@@ -28,7 +28,7 @@ from modelsec.losses import SampleLoss, log_odds
 from modelsec.threat import ThreatModel, threat
 from modelsec.training import inference
 
-__all__ = ["Placement", "Places", "apply_patch", "patch", "universal"]
+__all__ = ["Placement", "Places", "View", "apply_patch", "patch", "universal"]
 
 View = Callable[[Tensor, torch.Generator | None], Tensor]
 """(images (N, C, H, W), generator) -> what a camera might make of them; differentiable."""
