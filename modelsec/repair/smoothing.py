@@ -48,7 +48,7 @@ def probability_bound(hits: int | Tensor, n: int, alpha: float = 0.001) -> Tenso
     """
     check_counts(n=n)
     _check_alpha(alpha)
-    seen = torch.as_tensor(hits)
+    seen = hits if isinstance(hits, Tensor) else torch.tensor(hits, device="cpu")
     if not readable(seen):
         return torch.empty_like(seen, dtype=torch.float64)
     if bool((seen < 0).any() | (seen > n).any()):
@@ -57,8 +57,9 @@ def probability_bound(hits: int | Tensor, n: int, alpha: float = 0.001) -> Tenso
 
     k = seen.cpu().double().numpy()
     # with no hit the bound is 0, where the beta distribution is not defined
-    found = torch.as_tensor(betaincinv(k.clip(1), n - k.clip(1) + 1, alpha))
-    return torch.where(seen.cpu() > 0, found, 0.0).to(seen.device)
+    found = torch.as_tensor(betaincinv(k.clip(1), n - k.clip(1) + 1, alpha), device="cpu")
+    wide = torch.float32 if seen.device.type == "mps" else torch.float64  # some have no float64
+    return torch.where(seen.cpu() > 0, found, 0.0).to(seen.device, wide)
 
 
 class Certificate(NamedTuple):
@@ -138,8 +139,9 @@ class Smoothed:
 
         best, second = (row.cpu().numpy() for row in counts.topk(2).values.T)
         # were the two equally frequent, how often would the vote be as one-sided as this?
-        chance = torch.as_tensor(2 * binom.cdf(second, best + second, 0.5)).to(x.device)
-        return torch.where(chance <= alpha, counts.argmax(1), ABSTAIN)
+        tail = 2 * binom.cdf(second, best + second, 0.5)
+        clear = torch.as_tensor(tail <= alpha, device=x.device)
+        return torch.where(clear, counts.argmax(1), ABSTAIN)
 
     def certify(
         self,
