@@ -234,5 +234,5 @@ def collapse_alarm(solution: Any) -> None:
     require(
         collapsed > loudest,
         f"Your alarm says {collapsed:.3g} for the collapsed network and up to {loudest:.3g} for "
-        "healthy ones. What differs between them half-way along the step, or a random move away?",
+        "healthy ones. What differs between them half-way along the step?",
     )
