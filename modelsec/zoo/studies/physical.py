@@ -1,9 +1,8 @@
-"""The long results of the chapter on physical attacks: a patch for photographs, and turns against training."""
+"""The long results of the chapter on physical attacks: a patch for photographs, trained in two ways."""
 
 from __future__ import annotations
 
 import base64
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,19 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modelsec import augmentation, data, models, pretrained
-from modelsec.attacks import Placement, apply_patch, patch, pgd, spatial
+from modelsec import data, pretrained
+from modelsec.attacks import Placement, apply_patch, patch
 from modelsec.attacks.physical import View
-from modelsec.training import Perturb, evaluate, fit
+from modelsec.training import evaluate
 from modelsec.zoo.results import study
 
-__all__ = ["TARGET", "camera", "hits", "split", "trained_patch", "turns", "unpacked"]
+__all__ = ["TARGET", "camera", "hits", "split", "trained_patch", "unpacked"]
 
 TARGET = "toaster"
 PLACEMENT = Placement((0.25, 0.5), (-45.0, 45.0))
 SCALES, ANGLES, PLACES = (0.2, 0.3, 0.4, 0.5), (0.0, 45.0, 90.0, 180.0), 3
 _TRAINED_ON, _SIZE = 5, 64
-_GRID = (7, 3)  # that of the audit's section
 
 
 def split(seed: int) -> tuple[data.Images, Tensor, Tensor]:
@@ -165,68 +163,3 @@ def physical_patch(seeds: tuple[int, ...]) -> dict[str, Any]:
 def physical_camera(seeds: tuple[int, ...]) -> dict[str, Any]:
     """See :func:`trained_patch`, with :func:`camera` as the view."""
     return trained_patch(seeds[0], camera)
-
-
-def turns(model: nn.Module, n: int = 500) -> dict[str, float]:
-    """A digit network's accuracy: clean, under PGD-20 at 0.1, and under the worst of 62 moves.
-
-    Args:
-        model: maps (N, 1, 28, 28) to logits (N, 10).
-        n: how many test images.
-
-    Returns:
-        "clean", "pgd", "turned": shares of n.
-    """
-    digits = data.mnist()
-    x, y = digits.x_test[:n], digits.y_test[:n]
-    attack = partial(pgd, eps=0.1, steps=20, generator=torch.Generator().manual_seed(0))
-    return {
-        "clean": evaluate(model, x, y).value,
-        "pgd": evaluate(model, x, y, attack=attack).value,
-        "turned": evaluate(model, spatial(model, x, y, grid=_GRID), y).value,
-    }
-
-
-@study(
-    "physical_turns",
-    about="ConvNet trained four ways, with PGD-5 or without, with turned and shifted digits or without",
-    n=500,
-    seeds=(0, 1, 2),
-)
-def physical_turns(seeds: tuple[int, ...]) -> dict[str, Any]:
-    """Which kind of training helps against which kind of change."""
-    return {
-        name: [turns(_trained(adversarial, varied, seed)) for seed in seeds]
-        for name, (adversarial, varied) in {
-            "as it is": (False, False),
-            "turned and shifted": (False, True),
-            "attacked": (True, False),
-            "attacked, turned and shifted": (True, True),
-        }.items()
-    }
-
-
-def _trained(adversarial: bool, varied: bool, seed: int) -> nn.Module:
-    digits = data.mnist()
-    weights, order, draws = (torch.Generator().manual_seed(3 * seed + k) for k in range(3))
-    model = models.fresh(models.ConvNet, weights)
-    options = {"epochs": 5, "batch_size": 64, "lr": 2e-3}
-    how = _perturb(adversarial, varied, draws)
-    fit(model, digits.x_train, digits.y_train, perturb=how, generator=order, **options)  # type: ignore[arg-type]
-    return model.eval()
-
-
-def _perturb(adversarial: bool, varied: bool, draws: torch.Generator) -> Perturb:
-    vary = augmentation.vary(augmentation.geometric(), group=8, generator=draws)
-
-    def perturb(model: nn.Module, x: Tensor, y: Tensor, progress: float) -> Tensor:
-        if varied:
-            made = vary(model, x, y, progress)
-            assert isinstance(made, Tensor)
-            x = made
-        if adversarial:
-            eps = 0.2 * min(2 * progress, 1)
-            x = pgd(model, x, y, eps=eps, steps=5, early_stop=False, generator=draws)
-        return x
-
-    return perturb
