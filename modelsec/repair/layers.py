@@ -116,7 +116,7 @@ def spread(layer: Layer, region: Bounds) -> Bounds:
 
     Returns:
         Bounds of its output. For a linear layer the middle goes through W and the half width
-        through |W|.
+        through ``|W|``.
     """
     if layer is None:
         return Bounds(region.lower.relu(), region.upper.relu())
