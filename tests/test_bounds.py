@@ -103,7 +103,7 @@ def test_no_inner_neuron_leaves_its_bounds(seed: int, eps: float) -> None:
         z = z.relu() if layer is None else layer.times(z) + layer.bias
 
 
-@settings(FEW, max_examples=12)
+@settings(FEW, max_examples=8)
 @given(seed=st.integers(0, 10_000), eps=st.sampled_from([0.05, 0.2, 0.5]))
 def test_the_exact_worst_case_lies_between_every_bound_and_every_attack(
     seed: int, eps: float
