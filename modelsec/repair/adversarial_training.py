@@ -50,7 +50,7 @@ def pgd_training(
     worst point is trained on.
 
     Args:
-        eps: the radius trained for; often :func:`ramp`.
+        eps: the radius trained for; often :func:`~modelsec.repair.schedules.ramp`.
         steps: gradient steps of each attack.
         norm: "linf", "l2" or "l1".
         augment: changes the clean images first, such as :func:`modelsec.augmentation.vary`.
@@ -103,7 +103,7 @@ def trades(
     BatchNorm layer sees both together.
 
     Args:
-        eps: the radius trained for; often :func:`ramp`.
+        eps: the radius trained for; often :func:`~modelsec.repair.schedules.ramp`.
         beta: weight of the second goal, 0 or more. It trades clean accuracy for robustness.
         steps: gradient steps of each attack.
         norm: "linf", "l2" or "l1".
@@ -179,7 +179,7 @@ def mart(
     """MART: :func:`pgd_training` that works hardest on images which are wrong without an attack.
 
     Args:
-        eps: the radius trained for; often :func:`ramp`.
+        eps: the radius trained for; often :func:`~modelsec.repair.schedules.ramp`.
         beta: weight of the divergence, 0 or more.
         steps: gradient steps of each attack.
         norm: "linf", "l2" or "l1".

@@ -38,7 +38,7 @@ def free(*, eps: Radius, replays: int = 8, augment: Perturb | None = None) -> Me
     perturbation is kept from batch to batch. Train ``replays`` times fewer epochs than otherwise.
 
     Args:
-        eps: the radius trained for, in linf; often :func:`ramp`.
+        eps: the radius trained for, in linf; often :func:`~modelsec.repair.schedules.ramp`.
         replays: how often each batch is used in a row.
         augment: changes the clean images once a batch.
 
@@ -107,7 +107,7 @@ def fast(
     N-FGSM of de Jorge et al., which goes further before it fails.
 
     Args:
-        eps: the radius trained for; often :func:`ramp`.
+        eps: the radius trained for; often :func:`~modelsec.repair.schedules.ramp`.
         start: radius of the random start, in eps.
         step: length of the step, in eps.
         clip: bring the result back into the ball; otherwise into the box [0, 1] alone.
