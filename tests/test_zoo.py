@@ -109,7 +109,7 @@ def test_loads_on_the_device_asked_for() -> None:
 
 
 # Minutes of training: `python -m modelsec zoo make NAME` makes it again, the tests only begin to.
-LONG = {"convnet_ibp", "convnet_robust", "convnet_trades", "net_robust"}
+LONG = {"convnet_robust", "convnet_trades", "net_robust"}
 UNSTORED = sorted(set(zoo.recipes) - set(names()))
 
 
