@@ -122,7 +122,7 @@ def fast(
         ValueError: for an unknown norm, or a start or step below 0.
 
     References:
-        Wong et al. (2020), https://arxiv.org/abs/2001.03994, algorithm 3; de Jorge et al. (2022),
+        Wong et al. (2020), https://arxiv.org/abs/2001.03994; de Jorge et al. (2022),
         https://arxiv.org/abs/2202.01181.
     """
     check_settings(norm, start=start, step=step)
