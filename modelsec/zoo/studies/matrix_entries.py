@@ -17,7 +17,7 @@ from modelsec import attacks, data
 from modelsec.attacks.norms import per_sample
 from modelsec.losses import cross_entropy
 from modelsec.models import drawing_from
-from modelsec.repair import detection, purification
+from modelsec.repair import detection, purification, smoothing
 from modelsec.training import inference
 from modelsec.zoo import load_model, recipes
 from modelsec.zoo.studies.broken_defences import CASES
@@ -231,11 +231,25 @@ def _own(case: str) -> dict[str, tuple[Craft, ...]]:
     return {norm: tuple(attack.run for attack in each.adaptive) for norm, each in made.items()}
 
 
+def _smoothed() -> Defence:
+    base = load_model("convnet_sigma50")
+    smooth, generator = smoothing.smooth(base, 0.5), torch.Generator().manual_seed(0)
+    few, more = (  # the same draws in every question, so that an attack has something to hold on to
+        smooth.surrogate(digits().x_test[:1], draws=draws, generator=generator) for draws in (4, 16)
+    )
+    return Defence(few, base, more, partial(smooth.predict, n=200), insist=True)
+
+
 DEFENCES: dict[str, Column] = {
     "none": _zoo("convnet"),
     "PGD training": _zoo("convnet_robust"),
     "TRADES": _zoo("convnet_trades"),
     "IBP": _zoo("convnet_ibp"),
+    "smoothing": Column(
+        _smoothed,
+        "trained on noise of 0.5; a vote over 200 noisy copies, which may abstain",
+        ("convnet_sigma50",),
+    ),
     "JPEG": _before("each image is stored as a JPEG file, quality 50", purification.jpeg),
     "3 bits": _before(
         "each pixel is rounded to eight grey levels", partial(purification.bit_depth, 3)
