@@ -339,6 +339,21 @@ def test_the_gradient_is_summed_over_the_batch_not_averaged(attack: Any) -> None
 
 
 @both
+def test_the_model_is_shown_images_only(attack: Any) -> None:
+    seen: list[Tensor] = []
+    scene = case("mlp")
+    inside = scene.module().eval()
+
+    def watched(x: Tensor) -> Tensor:
+        seen.append(x.detach())
+        return inside(x)
+
+    attack(watched, *scene.batch(), **QUICK[attack] | {"step_size": 0.4}, generator=seeded())
+    assert all(0 <= x.min() <= x.max() <= 1 for x in seen)
+    assert (torch.stack([x.max() for x in seen]) == 1).any()
+
+
+@both
 def test_every_image_is_used_before_one_is_used_again(attack: Any) -> None:
     rows: list[int] = []
     options = QUICK[attack] | ({"steps": 6} if attack is patch else {})
