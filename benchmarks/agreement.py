@@ -58,7 +58,7 @@ def render(results: dict[str, Any]) -> str:
     )
     table = Table(
         {
-            "attack": f"`{row['attack']}`",
+            "attack or repair": f"`{row['attack']}`",
             "norm": row["norm"],
             "library": f"{NAMES.get(row['library'], row['library'])} {row['version']}",
             "what is compared": row["compared"],
