@@ -460,7 +460,11 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("attack", "different", "word"), BAD, ids=str)
+@pytest.mark.parametrize(
+    ("attack", "different", "word"),
+    BAD,
+    ids=[f"{attack.__name__}-{next(iter(different))}-{word}" for attack, different, word in BAD],
+)
 def test_bad_options_get_one_clear_error(attack: Any, different: dict, word: str) -> None:
     with pytest.raises(ValueError, match=word):
         attack(case(dtype=torch.float32).module(), X, Y, **QUICK[attack] | different)
