@@ -50,15 +50,17 @@ def adds_up(row: dict[str, Any]) -> None:
     worst = row["worst"]
     after = list(worst["after"].values())
     assert after == sorted(after, reverse=True)
-    assert after[-1] == worst["protocol"] <= worst["pgd"] + 0.004  # two images of chance
+    assert after[-1] == worst["protocol"] <= worst["pgd"] + 0.004  # a few images of chance
 
 
 def test_every_method_was_trained_with_every_seed_and_its_attacks_add_up() -> None:
     rows = load_result("hardening_methods")["rows"]
-    assert {(row["method"], row["seed"]) for row in rows} == {(name, 0) for name in study.METHODS}
+    assert {(row["method"], row["seed"]) for row in rows} == {
+        (name, seed) for name in study.METHODS for seed in (0, 1, 2)
+    }
     assert all(row["pgd"] <= row["clean"] for row in rows)
     assert all("worst" in row for row in rows)
-    for row in rows[: len(study.METHODS)]:
+    for row in rows:
         adds_up(row)
     gradients = {row["method"]: row["gradients"] for row in rows}
     # 15 epochs; Free: 2 epochs of 8 replays
@@ -73,7 +75,9 @@ def test_the_trade_offs_hold_every_pair_once() -> None:
         (seed, beta) for seed in range(3) for beta in study.BETAS
     }
     rows = load_result("hardening_radius")["rows"]
-    assert [row["eps"] for row in rows] == list(study.TRAINED)
+    assert [(row["seed"], row["eps"]) for row in rows] == [
+        (seed, eps) for seed in range(3) for eps in study.TRAINED
+    ]
     assert all([float(r) for r in row["pgd"]] == list(study.RADII) for row in rows)
     for row in rows:  # a larger radius leaves less
         left = [row["clean"], *row["pgd"].values()]
