@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modelsec.check.grading import grader, require
+from modelsec.check.grading import adversarial, grader, require
 from modelsec.data import mnist
 from modelsec.models import drawing_from
 from modelsec.training import evaluate
@@ -208,18 +208,7 @@ def break_sealed(solution: Any) -> None:
     digits = mnist()
     x, y, eps = digits.x_test[:60], digits.y_test[:60], 0.15
     model = sealed()
-    before = [value.clone() for value in model.state_dict().values()]
-    adv = solution(model, x.clone(), y.clone(), eps)
-    require(isinstance(adv, Tensor), f"Return a tensor of images, not {type(adv).__name__}.")
-    require(
-        adv.shape == x.shape, f"Return images of shape {tuple(x.shape)}, not {tuple(adv.shape)}."
-    )
-    adv = adv.detach()
-    require(bool((adv >= 0).all() and (adv <= 1).all()), "Some pixels are outside [0, 1].")
-    most = float((adv - x).abs().max())
-    require(most <= eps + 1e-5, f"A pixel changes by {most:.3f}; eps is {eps}.")
-    after = model.state_dict().values()
-    require(all(map(torch.equal, before, after)), "The model's weights were changed.")
+    adv = adversarial(solution, model, x, y, eps)
     left = evaluate(model, adv, y)
     require(
         left.value <= 0.2,

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
 
-__all__ = ["Feedback", "grader", "require"]
+__all__ = ["Feedback", "adversarial", "grader", "require"]
 
 _SIGN = {"passed": "\N{CHECK MARK}", "not yet": "\N{BALLOT X}", "todo": "\N{WHITE CIRCLE}"}
 _COLOR = {"passed": "#009e73", "not yet": "#d55e00", "todo": "#777777"}
@@ -101,6 +102,34 @@ def grader(praise: str) -> Callable[[Callable[[Any], None]], Callable[[Any], Fee
         return grade
 
     return decorate
+
+
+def adversarial(solution: Any, model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
+    """Run a learner's attack, and check what every attack in linf has to keep to.
+
+    Args:
+        solution: ``f(model, x, y, eps) -> adversarial images``.
+        model: the network under attack.
+        x: (N, ...) images in [0, 1].
+        y: (N,) labels.
+        eps: the radius.
+
+    Returns:
+        (N, ...) its images, of the right shape, within [0, 1] and eps; the model is unchanged.
+    """
+    before = [value.clone() for value in model.state_dict().values()]
+    adv = solution(model, x.clone(), y.clone(), eps)
+    require(isinstance(adv, Tensor), f"Return a tensor of images, not {type(adv).__name__}.")
+    require(
+        adv.shape == x.shape, f"Return images of shape {tuple(x.shape)}, not {tuple(adv.shape)}."
+    )
+    found: Tensor = adv.detach()
+    require(bool((found >= 0).all() and (found <= 1).all()), "Some pixels are outside [0, 1].")
+    most = float((found - x).abs().max())
+    require(most <= eps + 1e-5, f"A pixel changes by {most:.3f}; eps is {eps}.")
+    after = model.state_dict().values()
+    require(all(map(torch.equal, before, after)), "The model's weights were changed.")
+    return found
 
 
 _TODO = "Not done yet: replace the ... with your code and run the cell again."
