@@ -27,9 +27,7 @@ STEPS: dict[str, Callable[[], Step]] = {
     "thermometer": lambda: p.thermometer(5),
     "random_resize": lambda: p.random_resize(0.7),
     "noise": p.noise,
-    "k_winners": lambda: p.k_winners(0.2),
 }
-PIXELS = [name for name in STEPS if STEPS[name]().pixels]
 STEADY = [name for name in STEPS if not STEPS[name]().random]
 each = pytest.mark.parametrize("name", STEPS)
 few = settings(max_examples=8)
@@ -86,7 +84,7 @@ def test_a_step_works_without_values(name: str) -> None:
     assert out.device.type == "meta"
 
 
-@pytest.mark.parametrize("name", PIXELS)
+@each
 def test_a_step_refuses_what_is_no_batch_of_pixels(name: str) -> None:
     step = STEPS[name]()
     with pytest.raises(ValueError, match=r"x must lie in \[0, 1\], got \[0, 255\]"):
@@ -115,7 +113,6 @@ def test_a_step_refuses_what_is_no_batch_of_pixels(name: str) -> None:
         (p.noise, 25, "std must be above 0 and at most 1, got 25"),
         (p.noise, float("nan"), "std must be above 0"),
         (p.noise, "a lot", "std must be above 0"),
-        (p.k_winners, 0.0, "share must be above 0"),
     ],
 )
 def test_bad_parameters_are_named(make: Callable[..., Step], bad: object, words: str) -> None:
@@ -159,15 +156,6 @@ def test_the_thermometer_rises_with_the_pixel() -> None:
     assert torch.equal(code, code.sort(0, descending=True).values)
     two = p.thermometer(5)(torch.cat([x, 1 - x], 1))
     assert torch.equal(two[0, :5, 0], code)  # the channels' codes stand one after another
-
-
-def test_k_winners_keeps_the_largest_and_nothing_else() -> None:
-    x = torch.tensor([[0.3, -1.0, 2.0, 0.1, -0.5]])
-    assert p.k_winners(0.4)(x).tolist() == [[pytest.approx(0.3), 0, 2, 0, 0]]
-    assert torch.equal(p.k_winners(1.0)(x), x)
-    assert (p.k_winners(0.01)(x) != 0).sum() == 1
-    maps = torch.randn(3, 4, 5, 5, generator=seeded())
-    assert ((p.k_winners(0.1)(maps) != 0).flatten(1).sum(1) == 10).all()
 
 
 def test_a_random_size_keeps_the_image_within_the_frame() -> None:

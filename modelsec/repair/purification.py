@@ -26,7 +26,6 @@ __all__ = [
     "bit_depth",
     "is_random",
     "jpeg",
-    "k_winners",
     "median",
     "noise",
     "random_resize",
@@ -45,7 +44,6 @@ class Step(nn.Module):
         stand_in: what an attacker goes back through in its place, with results of the same shape;
             None where the step's own gradient leads somewhere.
         random: whether it draws anew in every call, from torch's global generators.
-        pixels: whether its input must be pixels in [0, 1].
         name: how it is shown.
     """
 
@@ -55,16 +53,15 @@ class Step(nn.Module):
         stand_in: Transform | None = None,
         *,
         random: bool = False,
-        pixels: bool = True,
         name: str = "step",
     ) -> None:
         super().__init__()
         self.transform, self.stand_in = transform, stand_in
-        self.random, self.pixels, self.name = random, pixels, name
+        self.random, self.name = random, name
 
     def forward(self, x: Tensor) -> Tensor:
         """The step. ValueError or TypeError for an input that is no batch of images in [0, 1]."""
-        return self.transform(_checked(x) if self.pixels else x)
+        return self.transform(_checked(x))
 
     def extra_repr(self) -> str:
         """What is shown of it: its name."""
@@ -306,41 +303,6 @@ def noise(std: float = 0.2) -> Step:
     return Step(
         lambda x: (x + std * torch.randn_like(x)).clamp(0, 1), random=True, name=f"noise of {std:g}"
     )
-
-
-@threat(
-    ThreatModel(
-        goal="repair", knowledge="white-box", norms=("linf",), cost="a training",
-        source="https://arxiv.org/abs/1905.10510",
-    )
-)  # fmt: skip
-def k_winners(share: float = 0.1) -> Step:
-    """An activation in place of ReLU: a layer's largest values stay, all others become 0.
-
-    The set of winners changes from point to point, and with it the gradient jumps. The attacker
-    goes back through ReLU.
-
-    Args:
-        share: how many of a sample's units win; above 0, at most 1.
-
-    Returns:
-        The step, to stand between the layers of a model that is trained with it.
-
-    Raises:
-        ValueError: for another share.
-
-    References:
-        Xiao, Zhong & Zheng (2020), https://arxiv.org/abs/1905.10510, equation 1.
-    """
-    _within("share", share, 0, 1)
-
-    def winners(x: Tensor) -> Tensor:
-        flat = x.flatten(1)
-        most = max(1, round(share * flat.shape[1]))
-        lowest = flat.topk(most, 1).values[:, -1:]
-        return (flat * (flat >= lowest)).view_as(x)
-
-    return Step(winners, torch.relu, pixels=False, name=f"{share:g} of the units win")
 
 
 def _same(x: Tensor) -> Tensor:
