@@ -109,10 +109,10 @@ def parser() -> argparse.ArgumentParser:
     zoo.add_parser("list", help=about, description=about).set_defaults(run=_zoo_list)
     about = "check every file's hash, and measure every model again"
     zoo.add_parser("verify", help=about, description=about).set_defaults(run=_zoo_verify)
-    about = "make one again from its recipe, and compare it with what is stored"
+    about = "make some again from their recipes, and compare them with what is stored"
     action = zoo.add_parser("make", help=about, description=about)
     action.set_defaults(run=_zoo_make)
-    action.add_argument("name", metavar="NAME", help="of a model or a long result")
+    action.add_argument("names", metavar="NAME", nargs="+", help="of a model or a long result")
     where = action.add_mutually_exclusive_group()
     where.add_argument("--out", metavar="DIR", type=Path, help="write it into this folder")
     where.add_argument(
@@ -221,22 +221,22 @@ def _zoo_make(arguments: argparse.Namespace) -> int:
     from modelsec import zoo
     from modelsec.zoo.results import studies
 
-    name, folder = arguments.name, arguments.out
+    folder = arguments.out
     if folder is not None and not folder.is_dir():
         raise ValueError(f"there is no folder {folder}: make it first")
-    if name in zoo.recipes:
-        return _make_model(arguments)
-    if name in studies():
-        return _make_result(arguments)
-    known = [*zoo.names(), *studies()]
-    raise ValueError(f"nothing in the zoo is called {name!r}; there are {known}")
+    makers = dict.fromkeys(studies(), _make_result) | dict.fromkeys(zoo.recipes, _make_model)
+    for name in arguments.names:  # all of them are looked at before hours go into the first
+        if name not in makers:
+            known = [*zoo.names(), *studies()]
+            raise ValueError(f"nothing in the zoo is called {name!r}; there are {known}")
+    return max([makers[name](name, arguments) for name in arguments.names])
 
 
-def _make_model(arguments: argparse.Namespace) -> int:
+def _make_model(name: str, arguments: argparse.Namespace) -> int:
     from modelsec import zoo
     from modelsec.zoo.verify import recorded_accuracy
 
-    name, entry = arguments.name, zoo.manifest().get(arguments.name)
+    entry = zoo.manifest().get(name)
     seed = entry["seed"] if entry else 0
     model, accuracy = zoo.make(name, seed)
     print(f"{name}: accuracy {accuracy}")
@@ -254,11 +254,10 @@ def _make_model(arguments: argparse.Namespace) -> int:
     return _OK if inside else _PROBLEM
 
 
-def _make_result(arguments: argparse.Namespace) -> int:
+def _make_result(name: str, arguments: argparse.Namespace) -> int:
     from modelsec.zoo.results import load_record, make_result, recorded, store_result
     from modelsec.zoo.verify import compare
 
-    name = arguments.name
     old = load_record(name) if name in recorded() else None
     if arguments.store or arguments.out:
         new = store_result(name, arguments.out)

@@ -795,6 +795,16 @@ def test_make_says_where_a_result_differs(
     assert ", ".join(re.findall(r" (\d+) (?:are|differ|by)", last)) == counts
 
 
+def test_make_several_and_one_that_differs_is_told(
+    copy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short(copy, monkeypatch)
+    assert main(["zoo", "make", "test_sum", "net"]) == 1
+    told = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
+    assert told == ["test_sum", "net", "recorded"]
+    assert main(["zoo", "make", "net", "test_sum"]) == 1
+
+
 def test_make_the_first_of_its_kind(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (copy / "recorded" / "test_sum.json").unlink()
     assert main(["zoo", "make", "test_sum", "--store"]) == 0
@@ -806,13 +816,16 @@ def test_make_the_first_of_its_kind(copy: Path, capsys: pytest.CaptureFixture[st
     ("words", "message"),
     [
         (["gpt"], r"nothing in the zoo is called 'gpt'; there are \['net', 'test_sum'\]"),
+        (["test_sum", "gpt", "--store"], "nothing in the zoo is called 'gpt'"),
         (["net", "--out", "no such folder"], "there is no folder no such folder"),
     ],
 )
 def test_make_refuses(
     words: list[str], message: str, copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    before = contents(copy)
     assert re.search(message, refused(capsys, "zoo", "make", *words))
+    assert contents(copy) == before
 
 
 @pytest.mark.parametrize(
