@@ -1,5 +1,6 @@
 """Poisoning of training data: what every such attack keeps to, triggers, attack success."""
 
+import inspect
 from typing import Any
 
 import pytest
@@ -11,11 +12,18 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from modelsec import attacks
-from modelsec.attacks.poisoning import Poisoned, Trigger, attack_success, badnets, patch
+from modelsec.attacks.poisoning import Poisoned, Trigger, attack_success, badnets, flip, patch
+from modelsec.attacks.triggers import warp
 from modelsec.threat import registry
 
 POISONING = {name: e for name, e in sorted(registry.items()) if e.threat.goal == "poisoning"}
-each = pytest.mark.parametrize("name", POISONING)
+# those that look at a network first have a contract of their own: see test_clean_label.py
+BLIND = [
+    name
+    for name in POISONING
+    if "model" not in inspect.signature(POISONING[name].function).parameters
+]
+each = pytest.mark.parametrize("name", BLIND)
 
 
 def samples(
@@ -27,17 +35,26 @@ def samples(
 
 
 def poison(name: str, x: Tensor, y: Tensor, seed: int = 0, **options: Any) -> Poisoned:
-    options = {"rate": 0.2, "target": 0} | options
     generator = torch.Generator().manual_seed(seed)
-    return POISONING[name].function(x, y, generator=generator, **options)
+    options = {"rate": 0.2, "target": 0, "generator": generator} | options
+    return plant(name, x, y, **options)
+
+
+def plant(name: str, x: Tensor, y: Tensor, **options: Any) -> Poisoned:
+    """Call an attack by its name, with a warp for the one that can't make its own."""
+    if name == "wanet":
+        shape = x.shape[1:] if x.dim() == 4 else (1, 4, 4)
+        options["trigger"] = warp(shape, generator=torch.Generator().manual_seed(5))
+    return POISONING[name].function(x, y, **options)
 
 
 # --- the contract of every attack on training data -----------------------------------------------
 
 
 def test_the_attacks_on_training_data_are_here_and_no_evasion_among_them() -> None:
-    assert "badnets" in POISONING
-    assert attacks.badnets is badnets
+    assert set(BLIND) == {"badnets", "flip", "wanet"}
+    assert set(POISONING) - set(BLIND) == {"clean_label", "gradient_matching"}
+    assert all(getattr(attacks, name) is e.function for name, e in POISONING.items())
     assert not set(POISONING) & set(EVASION)
     for entry in POISONING.values():
         assert entry.threat.stage == "training"
@@ -74,7 +91,10 @@ def test_it_plants_exactly_what_was_asked_for(
     assert int(made.mask.sum()) == round(rate * n)
     assert (y[made.mask] != target).all()
     assert (made.y[made.mask] == target).all()
-    assert torch.equal(made.x[~made.mask], x[~made.mask])
+    cover = torch.zeros_like(made.mask) if made.cover is None else made.cover
+    assert not (cover & made.mask).any()
+    left = ~made.mask & ~cover
+    assert torch.equal(made.x[left], x[left])
     assert torch.equal(made.y[~made.mask], y[~made.mask])
     assert made.x.shape == x.shape
     assert made.x.dtype == dtype
@@ -82,7 +102,7 @@ def test_it_plants_exactly_what_was_asked_for(
     assert made.x.min() >= 0
     assert made.x.max() <= 1
     for one, other in zip(vars(made).values(), vars(same).values(), strict=True):
-        assert torch.equal(one, other)  # the same generator, the same bytes
+        assert one is other is None or torch.equal(one, other)  # the same generator, the same bytes
     assert made.x.data_ptr() != x.data_ptr()
     assert made.y.data_ptr() != y.data_ptr()
 
@@ -134,7 +154,17 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
 def test_bad_input_is_named(name: str, change: Any, error: Any, words: str) -> None:
     given_ = {"x": torch.zeros(4, 1, 4, 4), "y": torch.arange(4)} | change
     with pytest.raises(error, match=words):
-        POISONING[name].function(**{"rate": 0.2, "target": 0} | given_)
+        plant(name, **{"rate": 0.2, "target": 0} | given_)
+
+
+def test_a_flip_changes_labels_only() -> None:
+    x, y = samples(50, (1, 4, 4), 4, 0)
+    made = poison("flip", x, y, target=1, source=3, rate=0.2)
+    assert torch.equal(made.x, x)
+    assert torch.equal(made.y != y, made.mask)
+    assert (y[made.mask] == 3).all()
+    assert made.cover is None
+    assert attacks.flip is flip
 
 
 # --- triggers ------------------------------------------------------------------------------------
@@ -229,6 +259,11 @@ def test_success_counts_the_images_that_are_not_of_the_target_class() -> None:
     assert (one.hits, one.n) == (2, 2)
     none = attack_success(Marked(5), x, y, trigger=mark, target=3)
     assert (none.hits, none.n) == (0, 4)
+    no_mark = attack_success(Marked(3), x + 0, y, trigger=None, target=3)
+    assert (no_mark.hits, no_mark.n) == (0, 4)
+    called = x.clone()
+    called[2, 0, 0, 0] = 0.3  # an image of class 2 that looks like a 3
+    assert attack_success(Marked(3), called, y, trigger=None, target=3, source=2).hits == 1
     weak = patch((1, 8, 8), value=0.5)
     assert attack_success(Marked(3), x, y, trigger=weak, target=3).hits == 0
     with pytest.raises(ValueError, match="no image is left"):

@@ -4,15 +4,17 @@ from modelsec.attacks.adaptive import bpda, eot
 from modelsec.attacks.apgd import apgd, apgd_targeted
 from modelsec.attacks.auto import autoattack
 from modelsec.attacks.black_box import square
+from modelsec.attacks.clean_label import clean_label, gradient_matching
 from modelsec.attacks.estimated_gradient import nes, spsa
 from modelsec.attacks.gradient import bim, fgsm, mi_fgsm, pgd
 from modelsec.attacks.hopskipjump import hopskipjump
 from modelsec.attacks.minimum_norm import carlini_wagner, deepfool, fmn
 from modelsec.attacks.physical import Placement, Places, apply_patch, patch, universal
-from modelsec.attacks.poisoning import badnets
+from modelsec.attacks.poisoning import badnets, flip
 from modelsec.attacks.queries import BudgetSpent, Queries, labels_only, scores_only
 from modelsec.attacks.spatial import spatial
 from modelsec.attacks.transfer import ensemble, transfer
+from modelsec.attacks.triggers import blended, wanet, warp
 
 __all__ = [
     "BudgetSpent",
@@ -25,13 +27,17 @@ __all__ = [
     "autoattack",
     "badnets",
     "bim",
+    "blended",
     "bpda",
     "carlini_wagner",
+    "clean_label",
     "deepfool",
     "ensemble",
     "eot",
     "fgsm",
+    "flip",
     "fmn",
+    "gradient_matching",
     "hopskipjump",
     "labels_only",
     "mi_fgsm",
@@ -44,4 +50,6 @@ __all__ = [
     "square",
     "transfer",
     "universal",
+    "wanet",
+    "warp",
 ]

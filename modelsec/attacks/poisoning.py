@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,9 +12,35 @@ from torch import Tensor
 from modelsec.threat import ThreatModel, threat
 from modelsec.training import Evaluation, evaluate
 
-__all__ = ["Poisoned", "Trigger", "attack_success", "badnets", "patch"]
+__all__ = [
+    "Poisoned",
+    "Stamp",
+    "Trigger",
+    "attack_success",
+    "badnets",
+    "check_pixels",
+    "check_samples",
+    "choose",
+    "flip",
+    "patch",
+]
 
 Model = Callable[[Tensor], Tensor]
+
+
+class Stamp(Protocol):
+    """What every trigger can do, whatever it is made of."""
+
+    def stamp(self, x: Tensor) -> Tensor:
+        """Put the trigger on images; the given ones stay as they are.
+
+        Args:
+            x: (N, C, H, W) float in [0, 1].
+
+        Returns:
+            (N, C, H, W) in [0, 1], dtype and device of ``x``.
+        """
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +62,7 @@ class Trigger:
 
     def __post_init__(self) -> None:
         for name in ("pattern", "mask"):
-            _check_pixels(name, getattr(self, name))
+            check_pixels(name, getattr(self, name))
             if getattr(self, name).dim() != 3:
                 shape = tuple(getattr(self, name).shape)
                 raise ValueError(f"{name} must have shape (C, H, W), got {shape}")
@@ -56,7 +83,7 @@ class Trigger:
             TypeError: if ``x`` is no floating-point tensor.
             ValueError: if images are of another shape than the mark, or not in [0, 1].
         """
-        _check_pixels("x", x)
+        check_pixels("x", x)
         if x.dim() != 4 or x.shape[1:] != self.pattern.shape:
             raise ValueError(
                 f"x must have shape (N, {', '.join(map(str, self.pattern.shape))}) to carry this "
@@ -107,11 +134,14 @@ class Poisoned:
         x: (N, C, H, W) images, in the order they came in.
         y: (N,) int64 labels.
         mask: (N,) bool, True for the planted samples.
+        cover: (N,) bool, True for samples that were changed as well, but teach no false rule: they
+            keep their labels, and show the network what is *not* the trigger. None if there are none.
     """
 
     x: Tensor
     y: Tensor
     mask: Tensor
+    cover: Tensor | None = None
 
 
 @threat(
@@ -129,7 +159,7 @@ def badnets(
     *,
     rate: float,
     target: int,
-    trigger: Trigger | None = None,
+    trigger: Stamp | None = None,
     source: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Poisoned:
@@ -158,22 +188,8 @@ def badnets(
     References:
         Gu, Dolan-Gavitt & Garg (2017), https://arxiv.org/abs/1708.06733, section 4.
     """
-    _check_samples(x, y)
-    if not 0 <= rate <= 1:
-        raise ValueError(f"rate is a share of the training set, 0 to 1, got {rate}")
-    if source == target:
-        raise ValueError(f"source must differ from target, got {target} for both")
+    chosen = choose(x, y, rate=rate, target=target, source=source, generator=generator)
     trigger = patch(x.shape[1:]) if trigger is None else trigger
-    count = round(rate * len(x))
-    free = (y != target if source is None else y == source).nonzero()[:, 0]
-    if count > len(free):
-        which = "not of the target class" if source is None else f"of class {source}"
-        raise ValueError(
-            f"rate {rate} asks for {count} of {len(x)} images, but only {len(free)} are {which}"
-        )
-    home = "cpu" if generator is None else generator.device
-    order = torch.randperm(len(free), generator=generator, device=home).to(x.device)
-    chosen = free[order[:count]]
     mask = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     mask[chosen] = True
     images, labels = x.detach().clone(), y.long().clone()
@@ -182,12 +198,100 @@ def badnets(
     return Poisoned(images, labels, mask)
 
 
+@threat(
+    ThreatModel(
+        goal="poisoning",
+        knowledge="data",
+        stage="training",
+        cost="changing a share of the labels",
+        source="https://arxiv.org/abs/2206.00352",
+    )
+)
+def flip(
+    x: Tensor,
+    y: Tensor,
+    *,
+    rate: float,
+    target: int,
+    source: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Poisoned:
+    """Call some images the target class and leave them as they are: a targeted label flip.
+
+    With a ``source`` one class is called another, and the network confuses these two. Flips to any
+    class at random are mistakes rather than an attack: see :func:`modelsec.cleaning.labels.flip_labels`.
+
+    Args:
+        x: (N, C, H, W) float in [0, 1], the clean training images.
+        y: (N,) integer labels.
+        rate: share of all N labels that is changed, 0 to 1: exactly ``round(rate * N)``.
+        target: what they are called.
+        source: change labels of this class only; None takes any class but the target.
+        generator: draws the samples; torch's global one if None.
+
+    Returns:
+        A :class:`Poisoned` copy; ``x`` and ``y`` stay as they are.
+
+    Raises:
+        TypeError, ValueError: as :func:`badnets`.
+
+    References:
+        Xiao et al. (2015), https://arxiv.org/abs/2206.00352, who look for the worst labels to flip;
+        here they are drawn.
+    """
+    chosen = choose(x, y, rate=rate, target=target, source=source, generator=generator)
+    labels, mask = y.long().clone(), torch.zeros_like(y, dtype=torch.bool)
+    labels[chosen], mask[chosen] = target, True
+    return Poisoned(x.detach().clone(), labels, mask)
+
+
+def choose(
+    x: Tensor,
+    y: Tensor,
+    *,
+    rate: float,
+    target: int,
+    source: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw the samples to poison, among those that are not of the target class.
+
+    Args:
+        x: (N, C, H, W) float in [0, 1].
+        y: (N,) integer labels.
+        rate: share of all N samples, 0 to 1.
+        target: the class to leave out.
+        source: draw from this class only; None draws from all but the target.
+        generator: draws; torch's global one if None.
+
+    Returns:
+        (round(rate * N),) indices.
+
+    Raises:
+        TypeError, ValueError: as :func:`badnets`.
+    """
+    check_samples(x, y)
+    if not 0 <= rate <= 1:
+        raise ValueError(f"rate is a share of the training set, 0 to 1, got {rate}")
+    if source == target:
+        raise ValueError(f"source must differ from target, got {target} for both")
+    count = round(rate * len(x))
+    free = (y != target if source is None else y == source).nonzero()[:, 0]
+    if count > len(free):
+        which = "not of the target class" if source is None else f"of class {source}"
+        raise ValueError(
+            f"rate {rate} asks for {count} of {len(x)} images, but only {len(free)} are {which}"
+        )
+    home = "cpu" if generator is None else generator.device
+    return free[torch.randperm(len(free), generator=generator, device=home).to(x.device)[:count]]
+
+
 def attack_success(
     model: Model,
     x: Tensor,
     y: Tensor,
     *,
-    trigger: Trigger,
+    trigger: Stamp | None,
     target: int,
     source: int | None = None,
     batch_size: int = 500,
@@ -200,7 +304,7 @@ def attack_success(
         model: maps (N, C, H, W) to logits (N, K); a module is put in eval mode meanwhile.
         x: (N, C, H, W) float in [0, 1], clean test images.
         y: (N,) their true labels.
-        trigger: the mark.
+        trigger: the mark; None leaves the images as they are, for an attack on labels.
         target: the class that it shall mean.
         source: count images of this class only; None counts all but the target's.
         batch_size: images per batch.
@@ -213,18 +317,28 @@ def attack_success(
         ValueError: if shapes don't fit, pixels lie outside [0, 1], source is the target, or no
             image is left.
     """
-    _check_samples(x, y)
+    check_samples(x, y)
     if source == target:
         raise ValueError(f"source must differ from target, got {target} for both")
     other = y != target if source is None else y == source
     if not bool(other.any()):
         raise ValueError("no image is left to measure on: all are of the target class")
-    stamped = trigger.stamp(x[other])
+    stamped = x[other] if trigger is None else trigger.stamp(x[other])
     wanted = torch.full((len(stamped),), target, dtype=torch.long, device=x.device)
     return evaluate(model, stamped, wanted, batch_size=batch_size)
 
 
-def _check_pixels(name: str, value: Tensor) -> None:
+def check_pixels(name: str, value: Tensor) -> None:
+    """Check that a tensor holds pixels in [0, 1].
+
+    Args:
+        name: the argument's name, for the message.
+        value: what was given for it.
+
+    Raises:
+        TypeError: if it is no floating-point tensor.
+        ValueError: for NaN or values outside [0, 1].
+    """
     if not isinstance(value, Tensor) or not value.is_floating_point():
         kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"{name} must be a floating-point tensor in [0, 1], got {kind}")
@@ -232,8 +346,18 @@ def _check_pixels(name: str, value: Tensor) -> None:
         raise ValueError(f"{name} must lie in [0, 1] without NaN: divide grey levels by 255")
 
 
-def _check_samples(x: Tensor, y: Tensor) -> None:
-    _check_pixels("x", x)
+def check_samples(x: Tensor, y: Tensor) -> None:
+    """Check images and their labels.
+
+    Args:
+        x: (N, C, H, W) float in [0, 1].
+        y: (N,) integer labels.
+
+    Raises:
+        TypeError: if x is not floating point or y not integer.
+        ValueError: if shapes don't fit, or pixels lie outside [0, 1].
+    """
+    check_pixels("x", x)
     if x.dim() != 4:
         raise ValueError(f"x must have shape (N, C, H, W), got {tuple(x.shape)}")
     if not isinstance(y, Tensor) or y.is_floating_point() or y.dtype == torch.bool:
