@@ -83,7 +83,7 @@ test-notebooks: $(ENV) ## stage 5: every notebook runs from top to bottom
 
 .PHONY: test-site
 test-site: $(ENV) book ## stage 6: the pages in a browser
-	@chrome=$$(sh tools/find_browser.sh) && CHROME="$$chrome" $(PY) -m pytest tests -m site
+	@chrome=$$(sh tools/find_browser.sh) && CHROME="$$chrome" $(PY) -m pytest tests -m site -n 2
 
 .PHONY: test-gpu
 test-gpu: $(ENV) ## on a machine with CUDA: the tests that need it, and every notebook

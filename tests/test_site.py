@@ -38,6 +38,7 @@ FLAGS = [
 ]
 DESK = {"width": 1400, "height": 900}
 PHONE = {"width": 390, "height": 844}
+PARTS = 8  # into which the pages are dealt, for two processes to share
 # What axe finds and others have to mend: (rule, pattern of the element, why). As narrow as can be.
 NOT_OURS: list[tuple[str, str, str]] = []
 
@@ -241,6 +242,35 @@ def test_next_and_previous_walk_through_the_book() -> None:
             assert urljoin(page, found[1]) == other, f"{page}: {side} is {found[1]}, not {other}"
 
 
+def numbers(name: str, pattern: str) -> list[str]:
+    """The numbers that a page shows where the pattern matches, without their last dot."""
+    text = (SITE / name).read_text()
+    return [found.rstrip(". ") for found in re.findall(pattern, text, re.S)]
+
+
+def test_the_chapters_of_a_part_are_numbered_one_after_another() -> None:
+    """In the menu and in the heading; the page that opens the part has the number before the dot."""
+    toc = (ROOT / "_toc.yml").read_text()
+    parts = re.findall(r"- file: (\S+)\n\s+sections:\n((?:\s+- file: \S+\n)+)", toc)
+    parts = [(opener, re.findall(r"file: (\S+)", below)) for opener, below in parts]
+    parts = [part for part in parts if part[0].startswith("chapters/")]
+    assert len(parts) == 3
+    heading, section = (
+        rf'<h{level}><span class="section-number">([\d. ]+)</span>' for level in "12"
+    )
+    for opener, below in parts:
+        (first,) = numbers(f"{opener}.html", heading)
+        wanted = [f"{first}.{k}" for k in range(1, len(below) + 1)]
+        assert [numbers(f"{name}.html", heading) for name in below] == [[n] for n in wanted]
+        links = rf'class="reference internal" href="{Path(opener).name}/\w+\.html">([\d.]+) '
+        assert numbers(f"{opener}.html", links) == wanted, f"{opener}: the menu"
+        assert not numbers(f"{opener}.html", section), f"{opener}: its own sections have numbers"
+        written = [name for name in below if (ROOT / f"{name}.ipynb").exists()]
+        for name in written:  # a chapter's own sections have theirs
+            number = numbers(f"{name}.html", heading)[0]
+            assert numbers(f"{name}.html", section)[:2] == [f"{number}.1", f"{number}.2"]
+
+
 # --- in a browser ----------------------------------------------------------------------------------
 
 
@@ -335,13 +365,14 @@ def faults(tab, rules: list[str] | None = None) -> list[str]:
     return found
 
 
-def test_every_page_loads_whole(tab, base: str) -> None:
+@pytest.mark.parametrize("part", range(PARTS))
+def test_every_page_loads_whole(tab, base: str, part: int) -> None:
     """One load a page: no error, no request to another host, no broken picture or formula.
 
     Then axe-core in light and dark, and the width of a phone.
     """
     wrong, seen_in_the_dark = [], False
-    for name in pages():
+    for name in pages()[part::PARTS]:
         if name == "index.html":  # it only sends the reader on
             continue
         tab.problems.clear()
