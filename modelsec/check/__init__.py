@@ -61,6 +61,12 @@ from modelsec.check.physical import (
     photographs_behind,
     stick_on,
 )
+from modelsec.check.poisoning import (
+    baseline_success,
+    faint_trigger,
+    matching_loss,
+    mended_poison,
+)
 from modelsec.check.reliable_evaluation import (
     at_most_robust,
     break_masked,
@@ -81,6 +87,7 @@ __all__ = [
     "accounts_needed",
     "accuracy_from_distances",
     "at_most_robust",
+    "baseline_success",
     "best_epoch",
     "border_distance",
     "border_step",
@@ -100,6 +107,7 @@ __all__ = [
     "crown_looser",
     "distrustful",
     "expected_step",
+    "faint_trigger",
     "fast_step",
     "fgsm",
     "fingerprint",
@@ -114,7 +122,9 @@ __all__ = [
     "l1_fill",
     "leaked_similarity",
     "lucky_stop",
+    "matching_loss",
     "mean_gradient",
+    "mended_poison",
     "missed_share",
     "mixup_each",
     "mixup_floor",
