@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from modelsec.intervals import Proportion, wilson
+from modelsec.roc import roc_log
 
 __all__ = [
     "COLORS",
@@ -24,6 +25,7 @@ __all__ = [
     "diagram",
     "distance_curve",
     "reliability_diagram",
+    "roc_log",
     "security_curve",
     "show_image",
     "timeline",

@@ -18,7 +18,7 @@ TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 # What a module may import of the package: only what stands in a lower layer, or in its own folder.
 LAYERS = [
     {"fetch"},
-    {"intervals", "tables", "losses", "models", "data"},
+    {"intervals", "tables", "losses", "models", "data", "patients", "roc"},
     {"pretrained", "threat", "training"},
     {"attacks", "cleaning", "augmentation", "validation"},
     {"repair"},

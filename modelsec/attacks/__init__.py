@@ -8,19 +8,26 @@ from modelsec.attacks.clean_label import clean_label, gradient_matching
 from modelsec.attacks.estimated_gradient import nes, spsa
 from modelsec.attacks.gradient import bim, fgsm, mi_fgsm, pgd
 from modelsec.attacks.hopskipjump import hopskipjump
+from modelsec.attacks.leak import Leak
+from modelsec.attacks.membership import Shadows, by_loss, lira, shadow_attack, shadows, trials
 from modelsec.attacks.minimum_norm import carlini_wagner, deepfool, fmn
 from modelsec.attacks.physical import Placement, Places, apply_patch, patch, universal
 from modelsec.attacks.poisoning import badnets, flip
 from modelsec.attacks.queries import BudgetSpent, Queries, labels_only, scores_only
 from modelsec.attacks.spatial import spatial
+from modelsec.attacks.tabular import Move, Rules, cheapest
 from modelsec.attacks.transfer import ensemble, transfer
 from modelsec.attacks.triggers import blended, wanet, warp
 
 __all__ = [
     "BudgetSpent",
+    "Leak",
+    "Move",
     "Placement",
     "Places",
     "Queries",
+    "Rules",
+    "Shadows",
     "apgd",
     "apgd_targeted",
     "apply_patch",
@@ -29,7 +36,9 @@ __all__ = [
     "bim",
     "blended",
     "bpda",
+    "by_loss",
     "carlini_wagner",
+    "cheapest",
     "clean_label",
     "deepfool",
     "ensemble",
@@ -40,15 +49,19 @@ __all__ = [
     "gradient_matching",
     "hopskipjump",
     "labels_only",
+    "lira",
     "mi_fgsm",
     "nes",
     "patch",
     "pgd",
     "scores_only",
+    "shadow_attack",
+    "shadows",
     "spatial",
     "spsa",
     "square",
     "transfer",
+    "trials",
     "universal",
     "wanet",
     "warp",
