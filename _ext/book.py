@@ -8,6 +8,7 @@ r"""The book's own Sphinx extension: what Jupyter Book 1.x leaves to be done.
 4. Notebooks link to the glossary in plain Markdown: `[eps-ball](../glossary.md#eps-ball)`.
 5. Formulas may carry `\tag{1}`, which Jupyter and Colab show as well.
 6. API pages: types that have no page of their own stay plain text, attributes are told once.
+7. Below a page that opens a part the chapters are numbered 1, 2, 3; its own sections have no number.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
-from sphinx.addnodes import pending_xref
+from sphinx.addnodes import pending_xref, toctree
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 
@@ -87,6 +88,34 @@ def link_terms(app: Sphinx, doctree: nodes.document) -> None:
     for term in doctree.findall(nodes.term):
         for target in (name for name in term["ids"] if name.startswith("term-")):
             slugs[target.removeprefix("term-")] = (term.line or 0, target, term.astext())
+
+
+def openers(env: BuildEnvironment) -> dict[str, nodes.Element]:
+    """The pages with chapters below them, and for each the entries of its own table of contents."""
+    found = {}
+    for page, contents in env.tocs.items():
+        entries = contents.next_node(nodes.bullet_list, descend=True)
+        if page != env.config.root_doc and entries and entries.next_node(toctree):
+            found[page] = entries
+    return found
+
+
+def chapters_first(app: Sphinx, env: BuildEnvironment) -> list[str]:
+    """Before numbers are given: a part's chapters stand before the sections of the page that opens it."""
+    for entries in openers(env).values():
+        entries.children.sort(key=lambda entry: not isinstance(entry, toctree))
+    return []
+
+
+def unnumber_openers(app: Sphinx, env: BuildEnvironment) -> list[str]:
+    """After numbers were given: the sections of a page that opens a part lose theirs."""
+    for page, entries in openers(env).items():
+        numbers = env.toc_secnumbers.get(page, {})
+        for link in entries.findall(nodes.reference):
+            link["secnumber"] = None
+            if link["anchorname"] in numbers:
+                numbers[link["anchorname"]] = ()  # left out, it would get the number of the page
+    return []
 
 
 def plain_types(
@@ -172,6 +201,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("missing-reference", plain_types)
     app.connect("builder-inited", public_names, priority=900)
     app.connect("env-get-outdated", api_pages)
+    app.connect("env-get-updated", chapters_first, priority=400)  # Sphinx gives numbers at 500
+    app.connect("env-get-updated", unnumber_openers, priority=600)
     app.connect("html-page-context", finish_page, priority=900)
     app.connect("build-finished", copy_mathjax)
     app.connect("build-finished", drop_font_preloads)
