@@ -240,7 +240,7 @@ def shadow_attack(
         generator,
     )
     truth = shadows.inside.flatten()[chosen].long()
-    seen, epochs = (seen - mean) / std, -(-steps * 128 // len(seen))
+    seen, epochs = (seen - mean) / std, -(-steps // -(-len(seen) // 128))
     fit(attacker, seen, truth, epochs=epochs, batch_size=128, generator=generator, progress=False)
     with torch.no_grad():
         verdict: Tensor = attacker((_features(logits.cpu().float(), y.cpu()) - mean) / std)

@@ -11,6 +11,7 @@ from modelsec.audit import (  # noqa: F401  (importing registers sections)
     certified,
     data,
     evasion,
+    membership,
     minimum_norm,
     overfitting,
     reliability,
