@@ -1,6 +1,7 @@
 """Repair: what mends a model that attacks have broken, and what only seems to."""
 
 from modelsec.repair.adversarial_training import mart, pgd_training, trades
+from modelsec.repair.backdoors import fine_prune, fine_tune, nad
 from modelsec.repair.bounds import (
     certified,
     certified_radius,
@@ -14,6 +15,9 @@ from modelsec.repair.exact import Exact, exact_margins
 from modelsec.repair.fast_training import fast, free
 from modelsec.repair.interval_training import ibp_training
 from modelsec.repair.layers import Bounds
+from modelsec.repair.neural_cleanse import Scan, neural_cleanse, unlearn
+from modelsec.repair.neuron_pruning import anp
+from modelsec.repair.private import Budget, most_found, noise_for, private_fit, spent
 from modelsec.repair.purification import (
     adapted,
     bit_depth,
@@ -32,15 +36,21 @@ from modelsec.repair.smoothing import (
     probability_bound,
     smooth,
 )
+from modelsec.repair.unlearning import Sharded, ascend, fit_head, newton_forget
 
 __all__ = [
     "ABSTAIN",
     "BestEpoch",
     "Bounds",
+    "Budget",
     "Certificate",
     "Exact",
+    "Scan",
+    "Sharded",
     "Smoothed",
     "adapted",
+    "anp",
+    "ascend",
     "bit_depth",
     "certified",
     "certified_radius",
@@ -51,6 +61,9 @@ __all__ = [
     "exact_margins",
     "fast",
     "feature_squeezing",
+    "fine_prune",
+    "fine_tune",
+    "fit_head",
     "free",
     "ibp",
     "ibp_training",
@@ -58,14 +71,22 @@ __all__ = [
     "margin_bounds",
     "mart",
     "median",
+    "most_found",
+    "nad",
+    "neural_cleanse",
+    "newton_forget",
     "noise",
+    "noise_for",
     "noise_training",
     "pgd_training",
+    "private_fit",
     "probability_bound",
     "ramp",
     "random_resize",
     "smooth",
+    "spent",
     "stands",
     "thermometer",
     "trades",
+    "unlearn",
 ]
