@@ -1,7 +1,8 @@
 """Networks small enough for a laptop. Each takes images in [0, 1] and returns logits.
 
 Whatever normalisation a model wants is its own first layer, :class:`Normalize`, so that a
-perturbation of size eps always means eps in pixel values, for every model.
+perturbation of size eps always means eps in pixel values, for every model. A network for tables
+takes the rows as they are: how they become inputs is its first layer, :class:`Encode`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ConvNet", "Net", "Normalize", "drawing_from", "fresh"]
+__all__ = ["ConvNet", "Encode", "Net", "Normalize", "TabularNet", "drawing_from", "fresh"]
 
 
 class Normalize(nn.Module):
@@ -104,6 +105,92 @@ class ConvNet(nn.Sequential):
             nn.ReLU(),
             nn.Linear(100, classes),
         )
+
+
+class Encode(nn.Module):
+    """Rows of a table as inputs in [0, 1]: numbers by their range, categories one-hot, as a layer.
+
+    Args:
+        choices: for each of the D columns how many categories it has; 0 for a number.
+        low, high: (D,) each column's smallest and largest value among the training rows. (Ranges
+            that are taken from the test rows too tell the model about them.)
+
+    Raises:
+        ValueError: if lengths differ, a number of categories is 1 or below 0, or ``low`` lies above
+            ``high``.
+    """
+
+    column: Tensor
+    value: Tensor
+    low: Tensor
+    width: Tensor
+
+    def __init__(self, choices: Sequence[int], low: Tensor, high: Tensor) -> None:
+        super().__init__()
+        if not low.shape == high.shape == (len(choices),) or bool((low > high).any()):
+            raise ValueError(
+                f"need a lowest and a highest value for each of {len(choices)} columns, got shapes "
+                f"{tuple(low.shape)} and {tuple(high.shape)}, low at most high"
+            )
+        if any(count < 0 or count == 1 for count in choices):
+            raise ValueError(f"a column has 2 or more categories, or 0 for a number: {choices}")
+        pairs = [(j, k) for j, count in enumerate(choices) for k in range(count or 1)]
+        self.choices = tuple(choices)
+        self.register_buffer("column", torch.tensor([j for j, _ in pairs]))
+        self.register_buffer("value", torch.tensor([float(k) for _, k in pairs]))
+        self.register_buffer("low", low.detach().clone())
+        self.register_buffer("width", (high - low).detach().clamp_min(1e-12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Args: x: (N, D) rows. Returns (N, W), W = numbers + all categories."""
+        each = x[:, self.column]
+        number = (each - self.low[self.column]) / self.width[self.column]
+        return torch.where(self.is_number, number, (each == self.value).to(number.dtype))
+
+    @property
+    def is_number(self) -> Tensor:
+        """(W,) bool: which inputs are numbers, not one category's 0 or 1."""
+        return torch.tensor([n == 0 for n in self.choices], device=self.column.device)[self.column]
+
+    def decode(self, encoded: Tensor) -> Tensor:
+        """The row nearest to an input that may belong to none.
+
+        Args:
+            encoded: (N, W).
+
+        Returns:
+            (N, D): the largest of a category's inputs wins, and numbers are rounded.
+        """
+        parts = []
+        for j, count in enumerate(self.choices):
+            own = encoded[:, self.column == j]
+            number = (own[:, 0] * self.width[j] + self.low[j]).round()
+            parts.append(own.argmax(1).to(number.dtype) if count else number)
+        return torch.stack(parts, 1)
+
+
+class TabularNet(nn.Sequential):
+    """One hidden layer for the rows of a table, as they are: :class:`Encode` is its first layer.
+
+    Input: (N, D) rows, a category as the index of its name. Output: logits (N, classes).
+
+    Args:
+        choices, low, high: as for :class:`Encode`.
+        hidden: units of the hidden layer.
+        classes: number of classes.
+    """
+
+    def __init__(
+        self,
+        choices: Sequence[int],
+        low: Tensor,
+        high: Tensor,
+        hidden: int = 32,
+        classes: int = 2,
+    ) -> None:
+        encode = Encode(choices, low, high)
+        wide = len(encode.column)
+        super().__init__(encode, nn.Linear(wide, hidden), nn.ReLU(), nn.Linear(hidden, classes))
 
 
 @contextmanager

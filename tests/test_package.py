@@ -19,7 +19,7 @@ TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 LAYERS = [
     {"fetch"},
     {"intervals", "tables", "losses", "models", "data", "patients", "roc"},
-    {"pretrained", "threat", "training"},
+    {"pretrained", "threat", "training", "credit"},
     {"attacks", "cleaning", "augmentation", "validation"},
     {"repair"},
     {"zoo", "claims", "plot"},
