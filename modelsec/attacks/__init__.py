@@ -6,8 +6,17 @@ from modelsec.attacks.auto import autoattack
 from modelsec.attacks.black_box import square
 from modelsec.attacks.clean_label import clean_label, gradient_matching
 from modelsec.attacks.estimated_gradient import nes, spsa
+from modelsec.attacks.extraction import extract, extract_linear, fidelity
 from modelsec.attacks.gradient import bim, fgsm, mi_fgsm, pgd
+from modelsec.attacks.gradient_inversion import (
+    gradient_labels,
+    invert_features,
+    invert_gradient,
+    layer_inputs,
+    step_gradient,
+)
 from modelsec.attacks.hopskipjump import hopskipjump
+from modelsec.attacks.inversion import PcaPrior, invert, pca_prior
 from modelsec.attacks.leak import Leak
 from modelsec.attacks.membership import Shadows, by_loss, lira, shadow_attack, shadows, trials
 from modelsec.attacks.minimum_norm import carlini_wagner, deepfool, fmn
@@ -23,6 +32,7 @@ __all__ = [
     "BudgetSpent",
     "Leak",
     "Move",
+    "PcaPrior",
     "Placement",
     "Places",
     "Queries",
@@ -43,16 +53,25 @@ __all__ = [
     "deepfool",
     "ensemble",
     "eot",
+    "extract",
+    "extract_linear",
     "fgsm",
+    "fidelity",
     "flip",
     "fmn",
+    "gradient_labels",
     "gradient_matching",
     "hopskipjump",
+    "invert",
+    "invert_features",
+    "invert_gradient",
     "labels_only",
+    "layer_inputs",
     "lira",
     "mi_fgsm",
     "nes",
     "patch",
+    "pca_prior",
     "pgd",
     "scores_only",
     "shadow_attack",
@@ -60,6 +79,7 @@ __all__ = [
     "spatial",
     "spsa",
     "square",
+    "step_gradient",
     "transfer",
     "trials",
     "universal",
