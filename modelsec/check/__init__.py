@@ -67,6 +67,12 @@ from modelsec.check.poisoning import (
     matching_loss,
     mended_poison,
 )
+from modelsec.check.privacy_attacks import (
+    honest_shadows,
+    members_found,
+    named_rightly,
+    offline_score,
+)
 from modelsec.check.reliable_evaluation import (
     at_most_robust,
     break_masked,
@@ -114,6 +120,7 @@ __all__ = [
     "gate_rule",
     "grader",
     "gradients_per_epoch",
+    "honest_shadows",
     "images_needed",
     "impulse_noise",
     "interval_affine",
@@ -124,12 +131,15 @@ __all__ = [
     "lucky_stop",
     "matching_loss",
     "mean_gradient",
+    "members_found",
     "mended_poison",
     "missed_share",
     "mixup_each",
     "mixup_floor",
     "momentum",
+    "named_rightly",
     "nes_gradient",
+    "offline_score",
     "patch_at_any_angle",
     "pgd",
     "photographs_behind",
