@@ -41,6 +41,11 @@ class Patients:
         low, high = self.raw.aminmax(dim=0)
         return (self.raw - low) / (high - low)
 
+    @property
+    def z(self) -> Tensor:
+        """(N, D) float32, each column with mean 0 and standard deviation 1."""
+        return (self.raw - self.raw.mean(0)) / self.raw.std(0)
+
     def __repr__(self) -> str:
         rows, columns = self.raw.shape
         return (

@@ -19,6 +19,8 @@ def test_a_table_is_what_it_says(table: patients.Patients, people: int, columns:
     assert table.raw.dtype == torch.float32
     assert table.y.dtype == torch.int64
     assert set(table.y.tolist()) == {0, 1}
+    assert torch.allclose(table.z.mean(0), torch.zeros(columns), atol=1e-4)
+    assert torch.allclose(table.z.std(0), torch.ones(columns), atol=1e-4)
     assert (table.x.amin(0) == 0).all()
     assert (table.x.amax(0) == 1).all()
     assert table.raw.isfinite().all()
