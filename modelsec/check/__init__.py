@@ -12,6 +12,13 @@ from modelsec.check.adversarial_training import (
     trades_loss,
 )
 from modelsec.check.augmentation import mixup_each, mixup_floor, shift_each, worst_of
+from modelsec.check.backdoors import (
+    anomaly_scores,
+    attention_distance,
+    chance_of_alarm,
+    quiet_trigger,
+    what_is_left,
+)
 from modelsec.check.background import keeps_to, smallest_eps, threat_card, violations
 from modelsec.check.black_box import (
     accounts_needed,
@@ -50,6 +57,7 @@ from modelsec.check.clinic import (
     clinic_overshoot,
     clinic_worst_case,
 )
+from modelsec.check.extraction import agreement_report, equations_needed, image_from_gradient
 from modelsec.check.gradient import l1_fill, momentum, pgd, step_rule, steps_to_cross
 from modelsec.check.grading import Feedback, grader, require
 from modelsec.check.loss import cross_entropy, fgsm, risk_of_guessing, saturation, worst_case
@@ -73,6 +81,13 @@ from modelsec.check.privacy_attacks import (
     named_rightly,
     offline_score,
 )
+from modelsec.check.privacy_repair import (
+    epsilon_at_least,
+    members_at_most,
+    private_gradient,
+    samples_again,
+    sensitive_batch,
+)
 from modelsec.check.reliable_evaluation import (
     at_most_robust,
     break_masked,
@@ -92,7 +107,10 @@ __all__ = [
     "Feedback",
     "accounts_needed",
     "accuracy_from_distances",
+    "agreement_report",
+    "anomaly_scores",
     "at_most_robust",
+    "attention_distance",
     "baseline_success",
     "best_epoch",
     "border_distance",
@@ -100,6 +118,7 @@ __all__ = [
     "break_masked",
     "break_sealed",
     "calibration_error",
+    "chance_of_alarm",
     "clinic_budget",
     "clinic_l1_step",
     "clinic_l2_step",
@@ -112,6 +131,8 @@ __all__ = [
     "cross_entropy",
     "crown_looser",
     "distrustful",
+    "epsilon_at_least",
+    "equations_needed",
     "expected_step",
     "faint_trigger",
     "fast_step",
@@ -121,6 +142,7 @@ __all__ = [
     "grader",
     "gradients_per_epoch",
     "honest_shadows",
+    "image_from_gradient",
     "images_needed",
     "impulse_noise",
     "interval_affine",
@@ -131,6 +153,7 @@ __all__ = [
     "lucky_stop",
     "matching_loss",
     "mean_gradient",
+    "members_at_most",
     "members_found",
     "mended_poison",
     "missed_share",
@@ -146,16 +169,20 @@ __all__ = [
     "pickle_globals",
     "planted_share",
     "precision_of_flags",
+    "private_gradient",
     "quantiser",
     "queries_for_gradient",
     "quiet_flips",
     "quiet_poison",
+    "quiet_trigger",
     "quiz",
     "radius_cap",
     "require",
     "risk_of_guessing",
+    "samples_again",
     "saturation",
     "sealed",
+    "sensitive_batch",
     "shift_each",
     "smallest_eps",
     "spectral_score",
@@ -170,6 +197,7 @@ __all__ = [
     "violations",
     "vote_certificate",
     "weak_slice",
+    "what_is_left",
     "worst_case",
     "worst_of",
 ]
