@@ -22,5 +22,15 @@ from modelsec.audit import (  # noqa: F401  (importing registers sections)
 from modelsec.audit.parts import Section, Subject, section, sections
 from modelsec.audit.report import Report
 from modelsec.audit.run import audit, checklist
+from modelsec.audit.table import audit_table
 
-__all__ = ["Report", "Section", "Subject", "audit", "checklist", "section", "sections"]
+__all__ = [
+    "Report",
+    "Section",
+    "Subject",
+    "audit",
+    "audit_table",
+    "checklist",
+    "section",
+    "sections",
+]

@@ -68,8 +68,9 @@ class Report:
         """What was audited, on what, how: one line."""
         subject = self.subject
         stopped = "; stopped before its end" if self.interrupted else ""
+        kind = "rows" if subject.x.dim() == 2 else "images"
         return (
-            f"{subject.name}, on {len(subject.y):,} test images of {subject.data.name}; attacks in "
+            f"{subject.name}, on {len(subject.y):,} test {kind} of {subject.data.name}; attacks in "
             f"{subject.norm}, seed {subject.seed}{stopped}"
         )
 
