@@ -262,7 +262,7 @@ def most_found(fpr: Tensor, epsilon: float, delta: float = 0.0) -> Tensor:
         ValueError: for an fpr or delta outside [0, 1], or a negative epsilon.
 
     References:
-        Kairouz, Oh & Viswanath (2015), https://arxiv.org/abs/1311.0776, theorem 2.1.
+        Kairouz, Oh & Viswanath (2015), https://arxiv.org/abs/1311.0776.
     """
     if not (epsilon >= 0 and 0 <= delta <= 1 and bool(((fpr >= 0) & (fpr <= 1)).all())):
         raise ValueError(
