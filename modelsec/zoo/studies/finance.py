@@ -50,18 +50,40 @@ SLEEPERS = (0, 5, 10, 20)
 
 
 def yes_rate(distance: Tensor, budget: float) -> float:
-    """The share of rows whose cheapest way to a yes costs ``budget`` at most."""
+    """The share of rows whose cheapest way to a yes costs so much at most.
+
+    Args:
+        distance: (N,) prices, as from :func:`~modelsec.attacks.tabular.cheapest`.
+        budget: so much.
+
+    Returns:
+        The share.
+    """
     return float((distance <= budget).float().mean())
 
 
 def price_of(model: nn.Module, split: data.Data, rules: Rules = RULES) -> Tensor:
-    """What the cheapest way to a yes costs each bad risk among the test rows; 0 for those who have it."""
+    """What the cheapest way to a yes costs each bad risk among the test rows; 0 for those who have it.
+
+    Args:
+        model: maps rows to logits.
+        split: rows.
+        rules: what can be changed, and its prices.
+
+    Returns:
+        (N,) prices, infinite where no way was found.
+    """
     bad = split.x_test[split.y_test == 0]
     return cheapest(model, bad, bad.new_zeros(len(bad)).long(), rules=rules).distance
 
 
 def in_feature_space(model: AtCost, split: data.Data, eps: float = 0.1) -> dict[str, float]:
     """PGD on the network's inputs, as if they were pixels; then what is left of it as rows.
+
+    Args:
+        model: as from :func:`~modelsec.zoo.studies.finance_models.net`.
+        split: rows.
+        eps: largest change of an input, of [0, 1].
 
     Returns:
         Shares of the bad risks that the network refuses: "yes", who get a yes from the changed
@@ -75,7 +97,7 @@ def in_feature_space(model: AtCost, split: data.Data, eps: float = 0.1) -> dict[
     with torch.no_grad():
         refused = (split.y_test == 0) & (model(split.x_test).argmax(1) == 0)
     x = split.x_test[refused]
-    y = torch.zeros(len(x), dtype=torch.long)
+    y = x.new_zeros(len(x)).long()
     generator = torch.Generator().manual_seed(0)
     inputs = pgd(head, encode(x).clamp(0, 1), y, eps=eps, steps=20, generator=generator)
     rows = encode.decode(inputs)
@@ -94,7 +116,16 @@ def in_feature_space(model: AtCost, split: data.Data, eps: float = 0.1) -> dict[
 
 
 def measure(model: AtCost, split: data.Data) -> dict[str, Any]:
-    """A model on the 300 test rows of a split: its decisions, and what a yes costs a bad risk."""
+    """A model on the 300 test rows of a split: its decisions, and what a yes costs a bad risk.
+
+    Args:
+        model: with the cheaper decision as its answer.
+        split: rows.
+
+    Returns:
+        Shares and costs by name; "rates" are the shares of bad risks who get a yes at each of
+        :data:`BUDGETS`, "lent" the sum of the amounts that bad risks get without any change.
+    """
     x, y = split.x_test, split.y_test
     young = x[:, applicants().columns.index("age")] <= 25
     with torch.no_grad():
@@ -138,7 +169,7 @@ def splits(seeds: tuple[int, ...]) -> dict[str, Any]:
             "trees, trained on the attack": hard,
         }
         bad = split.x_test[split.y_test == 0]
-        y = torch.zeros(len(bad), dtype=torch.long)
+        y = bad.new_zeros(len(bad)).long()
         carried = cheapest(mine, bad, y, rules=RULES)
         with torch.no_grad():
             refused = forest(bad).argmax(1) == 0
@@ -194,7 +225,7 @@ def bank(
     turn = torch.randperm(len(split.y_train), generator=order)
     x, y = split.x_train[turn], split.y_train[turn]
     good, bad = (split.x_test[split.y_test == k] for k in (1, 0))
-    tested = torch.cat([good[:105], bad[:45]]), (torch.arange(150) < 105).long()
+    tested = torch.cat([good[:105], bad[:45]]), torch.cat([y.new_ones(105), y.new_zeros(45)])
     known, told = (x[:200], y[:200]), []
     new = {"new": 200.0, "new_marked": _count_marked(x[:200]), "spent": 0.0}
     for step in range(rounds + 1):
@@ -209,7 +240,7 @@ def bank(
         new["new_marked"] = _count_marked(torch.cat([x[now], rows]))
         known = (
             torch.cat([known[0], x[now][seen], rows]),
-            torch.cat([known[1], y[now][seen], torch.ones(len(rows), dtype=torch.long)]),
+            torch.cat([known[1], y[now][seen], y.new_ones(len(rows))]),
         )
     return told
 

@@ -46,7 +46,15 @@ applicants: Callable[[], Applicants] = cache(german_credit)
 
 
 def payment_kept(before: Tensor, after: Tensor) -> Tensor:
-    """A money limit: the monthly payment, amount by duration, must not rise. Income stays as it is."""
+    """A money limit: the monthly payment, amount by duration, must not rise. Income stays as it is.
+
+    Args:
+        before: (N, D) rows as they were.
+        after: (N, D) rows as they are to be.
+
+    Returns:
+        (N,) bool, whether the payment is no larger.
+    """
     columns = applicants().columns
     amount, duration = columns.index("amount"), columns.index("duration")
     now, then = after[:, amount] * before[:, duration], before[:, amount] * after[:, duration]
@@ -163,12 +171,29 @@ def net(split: data.Data, seed: int, perturb: Any = None, epochs: int = 10) -> A
 
 
 def trees(split: data.Data, seed: int) -> AtCost:
-    """The trees on a split's training rows, with the cheaper decision as their answer."""
+    """The trees on a split's training rows, with the cheaper decision as their answer.
+
+    Args:
+        split: rows.
+        seed: of the trees.
+
+    Returns:
+        The model.
+    """
     return AtCost(Trees(split.x_train, split.y_train, seed=seed)).eval()
 
 
 def blind(make: Callable[[data.Data, int], AtCost], split: data.Data, seed: int) -> AtCost:
-    """A model that is trained, and asked, without the columns in :data:`CHEAP`."""
+    """A model that is trained, and asked, without the columns in :data:`CHEAP`.
+
+    Args:
+        make: trains a model, such as :func:`net`.
+        split: rows.
+        seed: for ``make``.
+
+    Returns:
+        The model; it takes whole rows and looks away from those columns.
+    """
     columns, value = [applicants().columns.index(name) for name in CHEAP], split.x_train[0]
 
     def hidden(x: Tensor) -> Tensor:
@@ -184,7 +209,17 @@ def blind(make: Callable[[data.Data, int], AtCost], split: data.Data, seed: int)
 
 
 def hardened_net(split: data.Data, seed: int, budget: float, rules: Rules = RULES) -> AtCost:
-    """Adversarial training that keeps to the rules: bad risks may spend ``budget`` on their row."""
+    """Adversarial training that keeps to the rules: bad risks may spend something on their row.
+
+    Args:
+        split: rows.
+        seed: of the first weights and the order.
+        budget: what a bad risk may spend.
+        rules: what can be changed, and its prices.
+
+    Returns:
+        The model.
+    """
 
     def perturb(model: nn.Module, x: Tensor, y: Tensor, progress: float) -> Tensor:
         x, bad = x.clone(), y == 0
@@ -197,7 +232,18 @@ def hardened_net(split: data.Data, seed: int, budget: float, rules: Rules = RULE
 def hardened_trees(
     split: data.Data, seed: int, budget: float, rules: Rules = RULES, rounds: int = 8
 ) -> AtCost:
-    """The same for trees, which learn from a fixed set: attack, add the rows, fit again."""
+    """The same for trees, which learn from a fixed set: attack, add the rows, fit again.
+
+    Args:
+        split: rows.
+        seed: of the trees.
+        budget: what a bad risk may spend.
+        rules: what can be changed, and its prices.
+        rounds: how often.
+
+    Returns:
+        The model.
+    """
     x, y = split.x_train, split.y_train
     rows, count = x[y == 0], 1
     model = trees(split, seed)
@@ -205,14 +251,23 @@ def hardened_trees(
         changed = cheapest(model, x[y == 0], y[y == 0], rules=rules, budget=budget).adv
         rows, count = torch.cat([rows, changed]), count + 1
         both = torch.cat([x[y == 1], rows])
-        label = torch.cat([y[y == 1], torch.zeros(len(rows), dtype=torch.long)])
+        label = torch.cat([y[y == 1], y.new_zeros(len(rows))])
         weight = torch.where(label == 0, 1 / count, 1.0)  # an applicant counts once
         model = AtCost(Trees(both, label, weight, seed)).eval()
     return model
 
 
 def cost(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    """Mean cost of a decision: 5 for each bad risk accepted, 1 for each good one refused."""
+    """Mean cost of a decision: 5 for each bad risk accepted, 1 for each good one refused.
+
+    Args:
+        model: maps rows to logits.
+        x: (N, D) rows.
+        y: (N,) 0 for bad, 1 for good.
+
+    Returns:
+        The mean over the rows.
+    """
     with torch.no_grad():
         yes = model(x).argmax(1) == 1
     return float((BAD_COSTS * (yes & (y == 0)) + (~yes & (y == 1)).float()).mean())
@@ -231,7 +286,7 @@ def random_moves(x: Tensor, rules: Rules, budget: float, generator: torch.Genera
         (N, D) rows, each of them possible.
     """
     options, changed = rules.options(x), x.clone()
-    at = torch.arange(len(x))
+    at = torch.arange(len(x), device=x.device)
     for _ in range(4):
         pick = torch.randint(len(options.column), (len(x),), generator=generator)
         tried = changed.clone()
@@ -242,7 +297,16 @@ def random_moves(x: Tensor, rules: Rules, budget: float, generator: torch.Genera
 
 
 def randomised_net(split: data.Data, seed: int, budget: float) -> AtCost:
-    """The network trained on bad risks with possible changes at random, as augmentation does."""
+    """The network trained on bad risks with possible changes at random, as augmentation does.
+
+    Args:
+        split: rows.
+        seed: of the first weights, the order and the changes.
+        budget: the most that is spent on a row.
+
+    Returns:
+        The model.
+    """
     draws = torch.Generator().manual_seed(seed)
 
     def perturb(model: nn.Module, x: Tensor, y: Tensor, progress: float) -> Tensor:
@@ -254,7 +318,16 @@ def randomised_net(split: data.Data, seed: int, budget: float) -> AtCost:
 
 
 def stricter(model: AtCost, x: Tensor, accept: float) -> AtCost:
-    """The same model with another threshold, at which it accepts that share of the rows."""
+    """The same model with another threshold, at which it accepts that share of the rows.
+
+    Args:
+        model: as from :func:`trees`.
+        x: (N, D) rows.
+        accept: the share.
+
+    Returns:
+        The model.
+    """
     with torch.no_grad():
         z = model.model(x)
     lead = (z[:, 1] - z[:, 0]).sort().values
