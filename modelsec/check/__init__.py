@@ -58,6 +58,7 @@ from modelsec.check.clinic import (
     clinic_worst_case,
 )
 from modelsec.check.extraction import agreement_report, equations_needed, image_from_gradient
+from modelsec.check.finance import cost_when_gamed, first_alarm, one_hot_swap, refuse_above
 from modelsec.check.gradient import l1_fill, momentum, pgd, step_rule, steps_to_cross
 from modelsec.check.grading import Feedback, grader, require
 from modelsec.check.loss import cross_entropy, fgsm, risk_of_guessing, saturation, worst_case
@@ -128,6 +129,7 @@ __all__ = [
     "clinic_overshoot",
     "clinic_worst_case",
     "collapse_alarm",
+    "cost_when_gamed",
     "cross_entropy",
     "crown_looser",
     "distrustful",
@@ -138,6 +140,7 @@ __all__ = [
     "fast_step",
     "fgsm",
     "fingerprint",
+    "first_alarm",
     "gate_rule",
     "grader",
     "gradients_per_epoch",
@@ -163,6 +166,7 @@ __all__ = [
     "named_rightly",
     "nes_gradient",
     "offline_score",
+    "one_hot_swap",
     "patch_at_any_angle",
     "pgd",
     "photographs_behind",
@@ -177,6 +181,7 @@ __all__ = [
     "quiet_trigger",
     "quiz",
     "radius_cap",
+    "refuse_above",
     "require",
     "risk_of_guessing",
     "samples_again",
