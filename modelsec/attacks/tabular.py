@@ -26,6 +26,7 @@ __all__ = ["Move", "Options", "Rules", "cheapest"]
 Limit = Callable[[Tensor, Tensor], Tensor]
 """(rows before (N, D), rows after (N, D)) -> (N,) bool: whether the change as a whole is possible."""
 ROWS = 100_000  # rows shown to the model at a time
+CENT = 1e-2  # the least that a change counts as
 SURE = 1e-6  # a margin that rounding can't turn, in another batch
 
 
@@ -202,8 +203,9 @@ def cheapest(
 
     As long as the answer holds, the search takes the change that moves the score most for its
     price; if one turns the answer, it takes the cheapest of those. Then it takes back or replaces
-    what is not needed. It asks for scores, no gradient, so that any model will do, trees too. A
-    cheaper way may exist: the distance is an upper bound.
+    what is not needed. A second search looks at the score alone, and the cheaper result counts. Both
+    ask for scores, no gradient, so that any model will do, trees too. A cheaper way may exist: the
+    distance is an upper bound.
 
     Args:
         model: maps rows (N, D) to logits (N, K).
@@ -228,22 +230,29 @@ def cheapest(
     """
     x, y = _checked(x, y, rules, budget, most)
     options, sign = rules.options(x), -1.0 if targeted else 1.0
-    least = min((move.price for move in rules.moves), default=1.0)
-    adv, spent = x.clone(), x.new_zeros(len(x))
+    tries = []
     with inference(model), torch.no_grad():
-        score = sign * margin(model(x), y).to(x.dtype) if len(x) else spent
-        rows = torch.arange(len(x), device=x.device)
-        for _ in range(3 * len(rules.moves)):
-            if not len(rows) or not len(options.column):
-                break
-            tried, price = _neighbours(x[rows], adv[rows], options, rows, rules, budget, most)
-            value = _scores(model, tried, y[rows], price, sign)
-            pick, better = _choose(value, price, score[rows], spent[rows], least)
-            rows, pick, at = rows[better], pick[better], better.nonzero()[:, 0]
-            adv[rows] = tried[at, pick]
-            score[rows], spent[rows] = value[at, pick], price[at, pick]
-    found = score > SURE
-    return Minimum(adv, spent.masked_fill(~found, math.inf), found)
+        for thrift in (1.0, 0.0):  # gain for the price, gain alone: each wins on some rows
+            adv, spent = x.clone(), x.new_zeros(len(x))
+            score = sign * margin(model(x), y).to(x.dtype) if len(x) else spent.clone()
+            rows = torch.arange(len(x), device=x.device)
+            for _ in range(3 * len(rules.moves)):
+                if not len(rows) or not len(options.column):
+                    break
+                tried, price = _neighbours(x[rows], adv[rows], options, rows, rules, budget, most)
+                value = _scores(model, tried, y[rows], price, sign)
+                pick, better = _choose(value, price, score[rows], spent[rows], thrift)
+                rows, pick, at = rows[better], pick[better], better.nonzero()[:, 0]
+                adv[rows] = tried[at, pick]
+                score[rows], spent[rows] = value[at, pick], price[at, pick]
+            tries.append((adv, spent.masked_fill(score <= SURE, math.inf), score))
+    (adv, distance, score), (other, dearer, height) = tries
+    better = (dearer < distance) | (distance.isinf() & (height > score))
+    return Minimum(
+        torch.where(better[:, None], other, adv),
+        distance.minimum(dearer),
+        distance.minimum(dearer) < math.inf,
+    )
 
 
 def _neighbours(
@@ -295,13 +304,13 @@ def _scores(model: Model, tried: Tensor, y: Tensor, price: Tensor, sign: float) 
 
 
 def _choose(
-    value: Tensor, price: Tensor, score: Tensor, spent: Tensor, least: float
+    value: Tensor, price: Tensor, score: Tensor, spent: Tensor, thrift: float
 ) -> tuple[Tensor, Tensor]:
     """For each row which neighbour to go to (n,), and whether to go at all (n,)."""
     cheap, which = price.masked_fill(value <= SURE, math.inf).min(1)
     gain = value - score[:, None]
     # what costs nothing more, or gives money back, is worth its gain as if it cost a little
-    worth = gain / (price - spent[:, None]).clamp_min(least)
+    worth = gain / (price - spent[:, None]).clamp_min(CENT) ** thrift
     climb = worth.masked_fill(~price.isfinite(), -math.inf).argmax(1)
     rises = gain.gather(1, climb[:, None])[:, 0] > SURE
     go = torch.where(score > SURE, cheap < spent, cheap.isfinite() | rises)

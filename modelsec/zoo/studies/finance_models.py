@@ -230,7 +230,7 @@ def hardened_net(split: data.Data, seed: int, budget: float, rules: Rules = RULE
 
 
 def hardened_trees(
-    split: data.Data, seed: int, budget: float, rules: Rules = RULES, rounds: int = 8
+    split: data.Data, seed: int, budget: float, rules: Rules = RULES, rounds: int = 6
 ) -> AtCost:
     """The same for trees, which learn from a fixed set: attack, add the rows, fit again.
 
