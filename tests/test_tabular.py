@@ -180,6 +180,40 @@ def test_the_greedy_search_is_close_to_the_best_change() -> None:
     assert sum(mine < least + 1e-3 for mine, least in possible) >= 0.8 * len(possible)
 
 
+def additive(gains: tuple[float, ...], need: float):
+    """A model that says 1 when the gains of the columns that are 1 reach what is needed."""
+
+    def answer(x: Tensor) -> Tensor:
+        lead = x @ torch.tensor(gains, dtype=x.dtype) - need
+        return torch.stack([-lead, lead], 1)
+
+    return answer
+
+
+def switches(*prices: float) -> Rules:
+    names = tuple("abcdefgh"[: len(prices)])
+    moves = (Move(n, p, direction="up", high=1) for n, p in zip(names, prices, strict=True))
+    return Rules(names, tuple(moves))
+
+
+def test_what_turns_out_not_to_be_needed_is_taken_back() -> None:
+    # the first change looks cheap for its gain; with the second and third it is not needed
+    x, y = torch.zeros(1, 4), torch.zeros(1, dtype=torch.long)
+    found = cheapest(additive((1, 4, 3, 4.5), 6), x, y, rules=switches(5, 40, 35, 90))
+    assert found.adv.tolist() == [[0, 1, 1, 0]]
+    assert found.distance.item() == 75
+
+
+def test_a_budget_holds_for_all_changes_together() -> None:
+    x, y = torch.zeros(1, 5), torch.zeros(1, dtype=torch.long)
+    known, model = switches(10, 10, 10, 10, 10), additive((1, 1, 1, 1, 1), 4.5)
+    for budget in (0, 9, 10, 35, 49):
+        found = cheapest(model, x, y, rules=known, budget=budget)
+        assert not found.found
+        assert found.adv.sum().item() == budget // 10  # the last try uses what there is
+    assert cheapest(model, x, y, rules=known, budget=50).distance.item() == 50
+
+
 def test_a_row_s_result_does_not_depend_on_its_batch() -> None:
     net, x = network(1), people(12, 1)
     with torch.no_grad():
