@@ -129,7 +129,7 @@ def invert_gradient(
     shape: Sequence[int] = (1, 28, 28),
     steps: int = 300,
     distance: Literal["cosine", "l2"] = "cosine",
-    weight: float = 1e-4,
+    weight: float = 1e-5,
     step_size: float = 0.1,
     generator: torch.Generator | None = None,
 ) -> Tensor:

@@ -117,7 +117,7 @@ def invert(
     """Model inversion: images that the model is sure belong to the target classes.
 
     Minus the log probability of the target is made small, by Adam. Without a prior any image will
-    do, and the first one found is noise. "tv" starts from black, and an image pays for its
+    do, and the first one found is noise. "tv" starts from nearly black, and an image pays for its
     :func:`~modelsec.attacks.descent.total_variation`. A decoder such as :func:`pca_prior` leaves
     nothing but the images that it can draw: a code is searched, and pays for half its squared
     length, as if it were normal. With weight 1 the result is the likeliest code given the class.
@@ -130,8 +130,8 @@ def invert(
         prior: None, "tv", or a :class:`Decoder`.
         weight: of the prior's cost; 0.003 for "tv" and 0.02 for a decoder, if None.
         step_size: Adam's learning rate, in pixel values, or in standard deviations of a code.
-        generator: draws the starts: noise without a prior, codes with a decoder; torch's global one
-            if None.
+        generator: draws the starts: noise, for "tv" a tenth as bright, or codes for a decoder; torch's
+            global one if None.
 
     Returns:
         (N, ...) images in [0, 1], on the device of ``target``, in the model's precision.
@@ -156,7 +156,7 @@ def invert(
     if prior is None or prior == "tv":
         draw: Callable[[Tensor], Tensor] = _itself
         point = drawn((len(target), *shape), target.device, generator).to(precision(model))
-        point = torch.zeros_like(point) if prior == "tv" else point
+        point = point / 10 if prior == "tv" else point  # smoothing takes long to get rid of noise
     else:
         draw = prior
         point = drawn((len(target), prior.codes), target.device, generator, normal=True)
