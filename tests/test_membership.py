@@ -53,7 +53,7 @@ SHADOWS = shadows(by_heart, X, Y, count=12, generator=seeded())
 ATTACKS = {
     "by_loss": lambda model, known, x, y: by_loss(model, x, y),
     "shadow_attack": lambda model, known, x, y: shadow_attack(
-        model, known, x, y, steps=200, generator=seeded()
+        model, known, x, y, generator=seeded()
     ),
     "lira": lira,
     "lira online": lambda *given: lira(*given, online=True),
@@ -292,7 +292,9 @@ def test_no_record_has_no_score() -> None:
 
 def test_the_attack_model_draws_from_its_generator_alone() -> None:
     target = SHADOWS.logits[0].float()
-    a, b, c = (shadow_attack(target, SHADOWS, X, Y, generator=seeded(s)) for s in (0, 0, 1))
+    a, b, c = (
+        shadow_attack(target, SHADOWS, X, Y, rows=300, generator=seeded(s)) for s in (0, 0, 1)
+    )
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
 
@@ -333,8 +335,8 @@ def test_other_bad_input_too() -> None:
         Shadows(SHADOWS.logits, SHADOWS.inside[:3])
     with pytest.raises(ValueError, match="targets must be 1 to 12"):
         trials(lira, SHADOWS, X, Y, targets=13)
-    with pytest.raises(ValueError, match="steps must be a whole number"):
-        shadow_attack(torch.zeros(N, K), SHADOWS, X, Y, steps=0)
+    with pytest.raises(ValueError, match="rows must be a whole number"):
+        shadow_attack(torch.zeros(N, K), SHADOWS, X, Y, rows=0)
 
 
 @pytest.mark.parametrize("name", ["by_loss", "shadow_attack", "lira"])

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from modelsec.attacks.common import check_counts
 from modelsec.attacks.leak import Leak
 from modelsec.losses import log_odds
-from modelsec.models import fresh
 from modelsec.threat import ThreatModel, threat
-from modelsec.training import fit, inference
+from modelsec.training import inference
 
 __all__ = [
     "Leak",
@@ -194,57 +193,45 @@ def shadow_attack(
     x: Tensor,
     y: Tensor,
     *,
-    hidden: int = 64,
-    steps: int = 500,
-    rows: int = 20_000,
+    rows: int = 50_000,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """An attack model learns from shadow models how a member is answered, and judges the target.
 
-    It is one network for all classes, with the class among its inputs, where the paper trains one
-    for each class.
+    It is one for all classes, gradient-boosted trees of scikit-learn, and is shown the class; the
+    paper trains one for each class, and leaves open of what kind.
 
     Args:
         model: the target, maps x to logits (N, K), or those logits.
         shadows: their answers to the same x.
         x: (N, ...) records.
         y: (N,) their labels.
-        hidden: units of the attack model's one hidden layer.
-        steps: of its training, about, with 128 answers each.
         rows: answers that it is trained on, at most.
-        generator: draws them, the first weights and the order; torch's global one if None.
+        generator: draws them, if there are more; torch's global one if None.
 
     Returns:
         (N,) scores: the attack model's log odds for "member".
 
     Raises:
         TypeError: if y is not integer.
-        ValueError: if shapes don't fit, logits are NaN, or a count is below 1.
+        ValueError: if shapes don't fit, logits are NaN, or rows is below 1.
 
     References:
         Shokri et al. (2017), https://arxiv.org/abs/1610.05820, section V.
     """
-    check_counts(hidden=hidden, steps=steps, rows=rows)
+    from sklearn.ensemble import HistGradientBoostingClassifier  # slow to import
+
+    check_counts(rows=rows)
     logits = _answers(model, x, y)
     known, classes = _fitting(shadows, logits).flatten(0, 1), y.cpu().repeat(len(shadows))
     home = "cpu" if generator is None else generator.device
     chosen = torch.randperm(len(known), generator=generator, device=home)[:rows].cpu()
+    # nothing in it is drawn: no early stopping, no sampling of features
+    attacker = HistGradientBoostingClassifier(early_stopping=False, random_state=0)
     seen = _features(known[chosen].float(), classes[chosen])
-    mean, std = seen.mean(0), seen.std(0).clamp(min=1e-6)
-    attacker = fresh(
-        lambda: nn.Sequential(
-            nn.Linear(seen.shape[1], hidden, device="cpu"),
-            nn.ReLU(),
-            nn.Linear(hidden, 2, device="cpu"),
-        ),
-        generator,
-    )
-    truth = shadows.inside.flatten()[chosen].long()
-    seen, epochs = (seen - mean) / std, -(-steps // -(-len(seen) // 128))
-    fit(attacker, seen, truth, epochs=epochs, batch_size=128, generator=generator, progress=False)
-    with torch.no_grad():
-        verdict: Tensor = attacker((_features(logits.cpu().float(), y.cpu()) - mean) / std)
-    return (verdict[:, 1] - verdict[:, 0]).to(logits)
+    attacker.fit(seen.numpy(), shadows.inside.flatten()[chosen].numpy())
+    verdict = attacker.decision_function(_features(logits.cpu().float(), y.cpu()).numpy())
+    return torch.from_numpy(verdict).to(logits)
 
 
 @threat(
@@ -394,7 +381,7 @@ def _fitting(shadows: Shadows, logits: Tensor) -> Tensor:
 
 
 def _features(logits: Tensor, y: Tensor) -> Tensor:
-    """What the attack model is shown: log probabilities, and which class is the true one."""
+    """What the attack model is shown: confidence, log probabilities, which class is the true one."""
     # logarithms: a probability next to 1 is rounded to 1, those of the other classes are not
-    told = logits.log_softmax(1).clamp(min=-30)
+    told = torch.cat([confidence(logits, y)[:, None], logits.log_softmax(1)], 1)
     return torch.cat([told, nn.functional.one_hot(y.long(), logits.shape[1]).to(told)], 1)
