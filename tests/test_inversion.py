@@ -158,6 +158,17 @@ def test_total_variation_makes_smooth_images_and_more_weight_smoother_ones() -> 
     assert more < some < rough / 4
 
 
+def test_a_code_pays_for_its_length() -> None:
+    net, prior = (
+        load_model("net"),
+        PcaPrior(torch.full((1, 28, 28), 0.5), torch.rand(5, 1, 28, 28, generator=seeded()) / 9),
+    )
+    far, near = (
+        invert(net, TEN, prior=prior, weight=weight, generator=seeded()) - 0.5 for weight in (0, 10)
+    )
+    assert near.abs().mean() < far.abs().mean() / 2
+
+
 def test_total_variation_counts_each_step_between_neighbours() -> None:
     x = torch.zeros(2, 1, 3, 3)
     x[0, 0, 1, 1] = 1.0  # four neighbours
