@@ -181,6 +181,9 @@ def _evasion(subject: Subject, rules: Rules, attacker: int) -> Section:
     rate = {b: Proportion(int((price <= b).sum()), n) for b in subject.radii}
     middle, most = subject.radii[len(subject.radii) // 2], subject.radii[-1]
     half = price.sort().values[(n - 1) // 2].item()
+    told = f"Half of them need {half:g} at most."
+    if half == torch.inf:
+        told = "For half of them or more no way was found."
     measures: dict[str, float | Proportion] = {f"yes@{b:g}": share for b, share in rate.items()}
     measures |= {"median": half} if half < torch.inf else {}
     risen = rate[middle].interval[0] > rate[0.0].interval[1]
@@ -190,7 +193,7 @@ def _evasion(subject: Subject, rules: Rules, attacker: int) -> Section:
     return Section(
         f"Of those whose true class is {name}, {rate[0.0]} get the other answer as they are; with a "
         f"budget of {middle:g} for changes that the rules allow, {rate[middle]}; with {most:g}, "
-        f"{rate[most].value:.3f}. Half of them need {half:g} at most. A cheaper way may exist.",
+        f"{rate[most].value:.3f}. {told} A cheaper way may exist.",
         "warning" if risen else "info",
         measures,
         Table({"budget": f"{b:g}", "get the other answer": str(v)} for b, v in rate.items()),
