@@ -261,6 +261,15 @@ def test_inputs_models_and_generators_stay_as_they_are(name: str) -> None:
     assert torch.allclose(scores, ATTACKS[name](logits, SHADOWS, X, Y), atol=1e-4)
 
 
+def test_a_model_is_asked_in_eval_mode() -> None:
+    model = nn.Sequential(nn.Dropout(0.5), by_heart(X[:30], Y[:30], seeded()))
+    scores = by_loss(model.train(), X, Y)
+    assert model[0].training
+    assert torch.equal(scores, by_loss(model[1], X, Y))
+    known = shadows(lambda x, y, g: model, X, Y, count=2, generator=seeded())
+    assert torch.equal(known.logits[0], model[1](X).half())
+
+
 @each
 def test_the_order_of_the_records_does_not_matter_and_one_is_enough(name: str) -> None:
     target = SHADOWS.logits[0].float()
