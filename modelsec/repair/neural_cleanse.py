@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modelsec.attacks.common import Model, check_counts, check_inputs
-from modelsec.attacks.poisoning import Trigger
+from modelsec.attacks.poisoning import Stamp, Trigger
 from modelsec.repair.backdoors import check_clean, draw, repaired_copy
 from modelsec.tables import Table
 from modelsec.threat import ThreatModel, threat
@@ -20,13 +20,6 @@ from modelsec.training import fit, inference, progress_bar
 __all__ = ["Scan", "anomaly_index", "find_marks", "neural_cleanse", "overlap", "unlearn"]
 
 GROUP = 10  # so many classes are worked on at once
-
-
-class Stamp(Protocol):
-    """Whatever puts a mark on images: stamp(x) -> x of the same shape."""
-
-    def stamp(self, x: Tensor) -> Tensor:
-        """Put it on (N, C, H, W) images."""
 
 
 def anomaly_index(sizes: Tensor) -> Tensor:
@@ -163,7 +156,7 @@ def find_marks(
     classes: Sequence[int],
     *,
     steps: int = 200,
-    batch_size: int = 32,
+    batch_size: int = 20,
     lr: float = 0.1,
     weight: float = 1e-3,
     goal: float = 0.99,
@@ -256,7 +249,7 @@ def unlearn(
     triggers: Sequence[Stamp],
     *,
     share: float = 0.2,
-    epochs: int = 5,
+    epochs: int = 10,
     lr: float = 1e-3,
     batch_size: int = 32,
     generator: torch.Generator | None = None,

@@ -46,7 +46,7 @@ def neuron_masks(
     *,
     eps: float = 0.4,
     alpha: float = 0.2,
-    steps: int = 200,
+    steps: int = 120,
     lr: float = 0.2,
     batch_size: int = 64,
     generator: torch.Generator | None = None,
