@@ -48,6 +48,8 @@ def test_every_attack_stands_against_every_defence(result: dict[str, Any]) -> No
         assert set(column["marks"]) == {CLEAN, *ATTACKS}
         assert {len(marks) for marks in column["marks"].values()} == {matrix.N}
         assert set("".join(column["marks"].values())) <= set(".0r")
+    told = {name: column["about"] for name, column in result["defences"].items()}
+    assert told == {name: column.about for name, column in DEFENCES.items()}
 
 
 @pytest.mark.parametrize("name", DEFENCES)
@@ -198,6 +200,18 @@ def test_one_column_is_measured_and_the_others_stay(
     monkeypatch.setenv("MODELSEC_COLUMNS", " b ")
     assert store_result("defence_matrix") == whole
     assert small == ["b"]
+
+
+def test_a_column_that_stays_is_told_in_the_words_of_today(
+    small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store_result("defence_matrix")
+    small.clear()
+    matrix.DEFENCES["a"] = dataclasses.replace(matrix.DEFENCES["a"], about="other words")
+    monkeypatch.setenv("MODELSEC_COLUMNS", "new")
+    columns = store_result("defence_matrix")["result"]["defences"]
+    assert small == []
+    assert [columns[name]["about"] for name in "ab"] == ["other words", "b"]
 
 
 def test_new_measures_what_has_no_record_or_other_weights(

@@ -126,7 +126,7 @@ def _kept(limits: dict[str, Any]) -> dict[str, Any]:
     if old["attacks"] != limits:
         raise ValueError("the rows are others than those recorded: measure all columns")
     return {
-        name: measured
+        name: measured | {"about": DEFENCES[name].about}  # words are not measured
         for name, measured in old["defences"].items()
         if name in DEFENCES and name not in again and measured["files"] == _hashes(DEFENCES[name])
     }

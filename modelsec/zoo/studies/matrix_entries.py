@@ -19,7 +19,7 @@ from modelsec.losses import cross_entropy
 from modelsec.models import drawing_from
 from modelsec.repair import detection, purification, smoothing
 from modelsec.training import inference
-from modelsec.zoo import load_model, recipes
+from modelsec.zoo import load_model
 from modelsec.zoo.studies.broken_defences import CASES
 
 __all__ = ["ATTACKS", "CLASSES", "DEFENCES", "Attack", "Column", "Defence", "digits"]
@@ -178,14 +178,14 @@ ATTACKS: dict[str, Attack] = {
 # Columns
 
 
-def _zoo(name: str) -> Column:
+def _zoo(name: str, about: str) -> Column:
     """A network that was trained to resist, or not."""
 
     def build() -> Defence:
         model = load_model(name)
         return Defence(model, model, model)
 
-    return Column(build, recipes[name].about, (name,))
+    return Column(build, about, (name,))
 
 
 def _before(about: str, step: Callable[[], nn.Module]) -> Column:
@@ -241,10 +241,15 @@ def _smoothed() -> Defence:
 
 
 DEFENCES: dict[str, Column] = {
-    "none": _zoo("convnet"),
-    "PGD training": _zoo("convnet_robust"),
-    "TRADES": _zoo("convnet_trades"),
-    "IBP": _zoo("convnet_ibp"),
+    "none": _zoo("convnet", "a small ConvNet, trained as usual"),
+    "PGD training": _zoo(
+        "convnet_robust",
+        "trained on the images of PGD-7: linf, radius up to 0.3, digits turned and shifted",
+    ),
+    "TRADES": _zoo(
+        "convnet_trades", "trained with TRADES: beta 6, radius up to 0.3, digits turned and shifted"
+    ),
+    "IBP": _zoo("convnet_ibp", "trained with interval bounds, radius up to 0.2"),
     "smoothing": Column(
         _smoothed,
         "trained on noise of 0.5; a vote over 200 noisy copies, which may abstain",
@@ -263,6 +268,8 @@ DEFENCES: dict[str, Column] = {
         _coded, "each pixel as a row of ten zeros and ones; trained on that",
         ("convnet", "convnet_thermometer"),
     ),
-    "distillation": _zoo("convnet_distilled"),
+    "distillation": _zoo(
+        "convnet_distilled", "trained on the soft answers of a first ConvNet, temperature 100"
+    ),
     "detector": Column(_squeezed, "refuses an image whose answer changes when it is squeezed"),
 }  # fmt: skip
