@@ -108,7 +108,7 @@ def copy_row(name: str, queries: int, answers: str, seed: int) -> dict[str, Any]
     """
     net, x, y = load_model("net"), digits().x_test[ATTACKED], digits().y_test[ATTACKED]
     copy = extract(
-        net, pool(name)[:queries], queries=queries, steps=STEPS, generator=_seeded(seed),
+        net, pool(name, queries), queries=queries, steps=STEPS, generator=_seeded(seed),
         **ANSWERS[answers],
     )  # fmt: skip
     wrong = ~evaluate(net, x, y).correct
