@@ -7,6 +7,7 @@ from modelsec.audit import (  # noqa: F401  (importing registers sections)
     accuracy,
     adaptive,
     auto,
+    backdoor,
     black_box,
     certified,
     data,

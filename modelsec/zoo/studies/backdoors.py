@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from modelsec.attacks.poisoning import Poisoned, Stamp, Trigger, attack_success
-from modelsec.cleaning.poison import flag_top, spectral_signatures, whiten
+from modelsec.cleaning.poison import activation_clustering, flag_clusters
 from modelsec.repair.backdoors import fine_prune, fine_tune, hidden_layers, nad
 from modelsec.repair.neural_cleanse import Scan, neural_cleanse, overlap, unlearn
 from modelsec.repair.neuron_pruning import anp
@@ -25,8 +25,10 @@ __all__ = [
     "RATES",
     "REPAIRS",
     "carried",
+    "cleansed",
     "held_out",
     "measure",
+    "mend",
     "retrained",
     "scan",
     "scanned",
@@ -109,21 +111,50 @@ def scan(model: nn.Module, seed: int) -> Scan:
     return neural_cleanse(model, trusted()[0], generator=seeded(seed), progress=False)
 
 
-def retrained(model: nn.Module, poisoned: Poisoned, seed: int) -> nn.Module:
-    """The baseline that needs the training data: whitened spectral scores, removal, a new training.
+def mend(repair: str, model: nn.Module, seed: int) -> nn.Module:
+    """One of the repairs that look for no trigger, on the clean images.
 
     Args:
-        model: trained on the data; it gives the features.
-        poisoned: the data.
-        seed: of the new training.
+        repair: one of :data:`REPAIRS`.
+        model: the network.
+        seed: for what it draws.
 
     Returns:
         The new network.
     """
-    x, y = trusted(HELD)
-    white = whiten(features(model, poisoned.x), poisoned.y, features(model, x), y)
-    kept = ~flag_top(spectral_signatures(white, poisoned.y), poisoned.y, eps=0.1)
-    return victim(Poisoned(poisoned.x[kept], poisoned.y[kept], poisoned.mask[kept]), seed)
+    return REPAIRS[repair](model, *trusted(), generator=seeded(seed), progress=False)
+
+
+def cleansed(model: nn.Module, found: Scan, classes: list[int], seed: int) -> nn.Module:
+    """Unlearn the marks that a scan found for some classes.
+
+    Args:
+        model: the network.
+        found: the scan.
+        classes: those that it flagged, say. None of them: the network stays as it is.
+        seed: for the order and the marked images.
+
+    Returns:
+        The new network.
+    """
+    marks = [found.triggers[k] for k in classes]
+    return unlearn(model, *trusted(), marks, generator=seeded(seed), progress=False)
+
+
+def retrained(model: nn.Module, poisoned: Poisoned, seed: int) -> nn.Module:
+    """The baseline that needs the training data: activation clustering, removal, a new training.
+
+    Args:
+        model: trained on the data; it gives the features.
+        poisoned: the data.
+        seed: of the clusters and of the new training.
+
+    Returns:
+        The new network.
+    """
+    x, y = poisoned.x, poisoned.y
+    kept = ~flag_clusters(activation_clustering(features(model, x), y, seed=seed), y)
+    return victim(Poisoned(x[kept], y[kept], poisoned.mask[kept]), seed)
 
 
 def carried(model: nn.Module, mark: Stamp, called: int, by: str, count: int = 4) -> dict[str, Any]:
@@ -173,28 +204,21 @@ def victim_rows(name: str, seed: int) -> dict[str, Any]:
         leave, alarm or not.
     """
     poisoned, called, mark = planted(name, RATES[name], seed), target(seed), stamp(name, seed)
-    model, (x, y) = victim(poisoned, seed), trusted()
-    options: dict[str, Any] = {"generator": seeded(seed), "progress": False}
-    mended = {repair: mend(model, x, y, **options) for repair, mend in REPAIRS.items()}
+    model = victim(poisoned, seed)
     found = scan(model, seed)
-    alarms = [found.triggers[k] for k in found.flagged]
-    mended["Neural Cleanse"] = unlearn(model, x, y, alarms, **options)
-    mended["retraining"] = retrained(model, poisoned, seed)
-    cells = {"none": model} | mended
-    layer = list(hidden_layers(mended["fine-pruning"], nn.Conv2d).values())[-1]
+    cells = {"none": model} | {repair: mend(repair, model, seed) for repair in REPAIRS}
+    cells["Neural Cleanse"] = cleansed(model, found, found.flagged, seed)
+    cells["retraining"] = retrained(model, poisoned, seed)
+    last = list(hidden_layers(cells["fine-pruning"], nn.Conv2d).values())[-1]
+    true = mark if isinstance(mark, Trigger) else None
     return {
         "cells": {repair: measure(cells[repair], mark, called) for repair in NAMES},
         "scan": scanned(found)
-        | {
-            "target": called,
-            "overlap": overlap(found.triggers[called], mark) if isinstance(mark, Trigger) else 0.0,
-        },
+        | {"target": called, "overlap": overlap(found.triggers[called], true) if true else 0.0},
         "places": carried(model, mark, called, "places"),
         "channels": carried(model, mark, called, "channels"),
-        "off": int((layer.weight.flatten(1) == 0).all(1).sum()),
-        "unlearned": measure(
-            unlearn(model, x, y, [found.triggers[called]], **options), mark, called
-        ),
+        "off": int((last.weight.flatten(1) == 0).all(1).sum()),
+        "unlearned": measure(cleansed(model, found, [called], seed), mark, called),
     }
 
 
