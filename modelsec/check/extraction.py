@@ -89,7 +89,7 @@ def image_from_gradient(solution: Any) -> None:
         )
 
 
-@grader("Only the last of the three tells a copy from a second model that is merely good.")
+@grader("Before you accuse anybody, compute it for a model that never asked.")
 def agreement_report(solution: Any) -> None:
     """Grade ``f(copy (N,), victim (N,), y (N,)) -> (accuracy, fidelity, shared errors)``."""
     y = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
