@@ -120,17 +120,13 @@ def test_the_record_has_every_training_and_view() -> None:
     assert {size for sizes in found["sizes"].values() for size in sizes} == {"500", "1000", "4000"}
 
 
-def interval(auc: list[float]) -> tuple[float, float]:
-    pairs = torch.tensor(auc, dtype=torch.double).view(-1, 2).mean(1)
-    half = 2.36 * float(pairs.std()) / len(pairs) ** 0.5
-    return float(pairs.mean()) - half, float(pairs.mean()) + half
-
-
 @pytest.mark.parametrize(
     ("game", "method", "hidden"),
     [
         ("network", "nothing", False),
+        ("network", "fine-tuning", False),
         ("network", "ascent, small steps", False),
+        ("network", "ascent, large steps", False),
         ("network", "sharding, 5", True),
         ("network", "retraining", True),
         ("head", "nothing", False),
@@ -140,9 +136,9 @@ def interval(auc: list[float]) -> tuple[float, float]:
     ],
 )
 def test_who_has_forgotten(game: str, method: str, hidden: bool) -> None:
-    low, high = interval(zoo.load_result("privacy_unlearning")[game][method]["lira"]["auc"])
-    assert (low <= 0.5 <= high) == hidden
-    assert hidden or low > 0.5
+    """Retraining, which has nothing to hide, lies up to 0.03 from a coin: chance moves all targets together."""
+    auc = zoo.load_result("privacy_unlearning")[game][method]["lira"]["auc"]
+    assert (abs(sum(auc) / len(auc) - 0.5) < 0.05) == hidden
 
 
 def test_a_method_that_draws_gets_the_generator_of_its_model() -> None:
