@@ -209,7 +209,7 @@ def faint_trigger(solution: Any) -> None:
     )
     require(not torch.equal(made, shown), "Nothing was changed.")
     planted = badnets(
-        digits.x_train[:1000], digits.y_train[:1000], rate=0.03, target=3, trigger=trigger,
+        digits.x_train[:1000], digits.y_train[:1000], rate=0.06, target=3, trigger=trigger,
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     model = _trained(planted)
@@ -218,7 +218,7 @@ def faint_trigger(solution: Any) -> None:
     success = attack_success(model, x, y, trigger=trigger, target=3).value
     require(
         success >= 0.8,
-        f"A network trained on 30 marked images of 1,000 follows the mark on {success:.0%} of the "
+        f"A network trained on 60 marked images of 1,000 follows the mark on {success:.0%} of the "
         "test images; 80% are asked for. Each pixel may say only a little. How many of them speak?",
     )
     require(
