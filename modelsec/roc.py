@@ -31,7 +31,7 @@ def roc_log(
     """
     if not curves or not 0 < low < 1:
         raise ValueError(f"roc_log needs a curve and 0 < low < 1, got {len(curves)} and {low}")
-    axes = plt.subplots(figsize=(5.2, 4.6))[1] if axes is None else axes
+    axes = plt.subplots(figsize=(4.4, 3.9))[1] if axes is None else axes
     for name, (false, true) in curves.items():
         # a step: between two thresholds nothing more is found
         axes.step(np.maximum(false.numpy(), low / 10), true.numpy(), where="post", label=name)

@@ -48,7 +48,7 @@ def membership(subject: Subject) -> Section:
     )
     told = "".join(f" At {FPR[name]:.0%} false alarms: {found[name]}." for name in found)
     measures: dict[str, float | Proportion] = {"auc": leak.auc, "advantage": leak.advantage}
-    figure, axes = plt.subplots(figsize=(5.2, 4.6))
+    figure, axes = plt.subplots(figsize=(4.4, 3.9))
     roc_log({"threshold on the loss": leak.roc()}, low=min(0.1, 1 / n), axes=axes)
     return Section(
         f"A threshold on the loss tells training from test images with AUC {leak.auc:.3f}. Members "
