@@ -55,21 +55,21 @@ def test_the_same_seed_finds_the_same() -> None:
     assert found.summary == again.summary
 
 
-class Deaf(nn.Module):
-    """Answers K classes, from the mean of as many parts of the image: no class is easier."""
+class Parts(nn.Module):
+    """Answers K classes, each by the mean of a part of the image, the later ones of a larger part."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        self.classes = classes
+        self.sizes = [8 + 2 * k if classes <= 10 else 8 for k in range(classes)]
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = x.flatten(1)[:, : 8 * self.classes]
-        return 30 * parts.unflatten(1, (self.classes, 8)).mean(2)
+        parts = x.flatten(1)[:, : sum(self.sizes)].split(self.sizes, 1)
+        return 30 * torch.stack([part.mean(1) for part in parts], 1)
 
 
 def test_without_an_alarm_it_promises_nothing() -> None:
     data = replace(DIGITS, x_test=0.2 * torch.rand(64, 1, 28, 28, generator=seeded()))
-    found = look(Deaf(10), data)
+    found = look(Parts(10), data)
     assert found.measures["flagged"] == 0
     assert found.verdict == "info"
     assert "No alarm is no proof" in found.summary
@@ -77,16 +77,15 @@ def test_without_an_alarm_it_promises_nothing() -> None:
 
 @pytest.mark.parametrize("classes", [2, 4, 60])
 def test_it_is_skipped_where_there_is_nothing_to_compare(classes: int) -> None:
-    found = look(Deaf(classes))
+    found = look(Parts(classes))
     assert found.verdict == "skipped"
     assert f"this model has {classes}" in found.summary
     assert "\n" not in found.summary
 
 
 def test_a_model_without_a_gradient_is_no_error() -> None:
-    card = audit(
-        lambda x: network(False)((x > 0.5).float()), DIGITS, n=50, sections=["backdoor"]
-    )  # fmt: skip
+    model = Parts(10)
+    card = audit(lambda x: model((x > 0.5).to(x)), DIGITS, n=50, sections=["backdoor"])
     assert card["backdoor"].verdict == "skipped"
     assert "can't be differentiated" in card["backdoor"].summary
 

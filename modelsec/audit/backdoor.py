@@ -72,7 +72,7 @@ def backdoor(subject: Subject) -> Section:
 def _picture(scan: Scan, worst: int, names: tuple[str, ...]) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(8, 3), width_ratios=(2.2, 1))
     colors = [COLORS["red" if k in scan.flagged else "blue"] for k in range(len(scan.triggers))]
-    axes[0].bar(range(len(colors)), scan.sizes.cpu(), color=colors)
+    axes[0].bar(range(len(colors)), scan.sizes.tolist(), color=colors)
     axes[0].set_xticks(range(len(colors)), [name[:8] for name in names], rotation=40)
     axes[0].set(xlabel="class", ylabel="size of the mask (pixels)")
     mark = scan.triggers[worst]
