@@ -194,7 +194,7 @@ def _exact(hits: int, n: int, level: float) -> tuple[float, float]:
 
 @grader("Few shards are spared when many people ask at once.")
 def samples_again(solution: Any) -> None:
-    """Grade ``f(n, shards, requests) -> `` samples expected to be trained on again, one go for all."""
+    """Grade ``f(n, shards, requests) -> number`` of samples expected to be trained on again."""
     for n, shards, requests in ((1000, 10, 20), (1000, 10, 1), (600, 1, 3), (900, 30, 7)):
         got = number(solution(n, shards, requests))
         right = n * (1 - (1 - 1 / shards) ** requests)
