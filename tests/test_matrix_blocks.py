@@ -2,10 +2,8 @@
 
 from typing import Any
 
-import pytest
-
 from modelsec.intervals import Proportion
-from modelsec.zoo.results import load_result, recorded
+from modelsec.zoo.results import load_result
 from modelsec.zoo.studies import matrix_blocks as blocks
 
 DOORS: dict[str, Any] = {
@@ -67,7 +65,6 @@ def test_a_member_that_is_not_found_stays_hidden() -> None:
     assert block["loss threshold"]["epsilon 1"] == Proportion(99, 100)
 
 
-@pytest.mark.skipif("privacy_curve" not in recorded(), reason="the study was not run yet")
 def test_what_is_recorded_of_secrets_makes_a_block() -> None:
     result = load_result("privacy_curve")
     block = blocks.secrets(result)
@@ -79,7 +76,6 @@ def test_what_is_recorded_of_secrets_makes_a_block() -> None:
     assert float(lira["epsilon 1"]) > float(lira["standard"])
 
 
-@pytest.mark.skipif("backdoor_matrix" not in recorded(), reason="the study was not run yet")
 def test_what_is_recorded_of_backdoors_makes_a_block() -> None:
     result = load_result("backdoor_matrix")
     block = blocks.backdoors(result)
