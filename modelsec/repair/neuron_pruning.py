@@ -90,8 +90,10 @@ def neuron_masks(
     layers = hidden_layers(model)
     if not layers:
         raise ValueError("the model has no hidden layer whose units could be masked")
-    home: dict[str, Any] = {"dtype": x.dtype, "device": x.device}
-    masks = {n: torch.ones(len(m.weight), **home).requires_grad_() for n, m in layers.items()}
+    masks = {
+        name: torch.ones(len(layer.weight), dtype=x.dtype, device=x.device).requires_grad_()
+        for name, layer in layers.items()
+    }
     optimizer = torch.optim.SGD(list(masks.values()), lr=lr, momentum=0.9)
     none = {name: torch.ones_like(mask) for name, mask in masks.items()}
 
