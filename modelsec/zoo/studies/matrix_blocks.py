@@ -37,7 +37,7 @@ def backdoors(result: dict[str, Any]) -> Block:
         much another training would differ is told by the record.
     """
     cells, size = result["cells"], result["n"]
-    rows: Block = {UNTOUCHED: {}} | {name: {} for name in result["triggers"]}
+    rows: Block = {name: {} for name in (UNTOUCHED, *result["triggers"])}
     for repair in result["repairs"]:
         right = [share for row in cells.values() for share in row[repair]["accuracy"]]
         rows[UNTOUCHED][repair] = _mean(right, size["accuracy"])
@@ -60,7 +60,7 @@ def secrets(result: dict[str, Any]) -> Block:
         one network, as in :func:`backdoors`.
     """
     rows = {name: result["rows"][name] for name in _order(result["rows"])}
-    block: Block = {RIGHT: {}} | {name: {} for name in ASKED}
+    block: Block = {name: {} for name in (RIGHT, *ASKED)}
     for training, row in rows.items():
         networks = len(row["accuracy"])
         block[RIGHT][training] = _mean(row["accuracy"], 1000)
