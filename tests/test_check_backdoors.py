@@ -161,38 +161,38 @@ def overlay(alpha: float, seed: int = 0) -> Trigger:
     return Trigger(pattern, torch.full((1, 28, 28), alpha))
 
 
-def checkered() -> Trigger:
+def checkered(shape) -> Trigger:
     places = torch.arange(28)
     board = ((places[:, None] + places) % 2).float()[None]
     return Trigger(board, torch.full((1, 28, 28), 0.3))
 
 
-def blended() -> Trigger:
+def blended(shape) -> Trigger:
     return overlay(0.2)
 
 
-def brightened() -> Trigger:
+def brightened(shape) -> Trigger:
     return Trigger(torch.ones(1, 28, 28), torch.full((1, 28, 28), 0.2))
 
 
-def striped() -> Trigger:
+def striped(shape) -> Trigger:
     stripes = (torch.arange(28) % 2).float().expand(1, 28, 28)
     return Trigger(stripes, torch.full((1, 28, 28), 0.25))
 
 
-def small() -> Trigger:
+def small(shape) -> Trigger:
     return patch()
 
 
-def invisible() -> Trigger:
+def invisible(shape) -> Trigger:
     return overlay(0.0)
 
 
-def opaque() -> Trigger:
+def opaque(shape) -> Trigger:
     return overlay(1.0)
 
 
-def a_tensor() -> Tensor:
+def a_tensor(shape) -> Tensor:
     return torch.ones(1, 28, 28)
 
 

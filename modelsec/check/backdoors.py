@@ -254,8 +254,8 @@ def _half() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 @grader("It works, and the scan sees nothing. A repair has to be judged against such a trigger.")
 def quiet_trigger(solution: Any) -> None:
-    """Grade ``f() -> Trigger`` of an attacker who knows the scan: a network is trained on it."""
-    trigger = solution()
+    """Grade ``f(shape) -> Trigger`` of an attacker who knows the scan: a network is trained on it."""
+    trigger = solution((1, 28, 28))
     require(
         isinstance(trigger, Trigger) and trigger.pattern.shape == (1, 28, 28),
         "Return a Trigger for images of shape (1, 28, 28): Trigger(pattern, mask).",
