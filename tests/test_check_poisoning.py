@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modelsec.attacks.clean_label import _mismatch, _weight_gradient
-from modelsec.attacks.triggers import blended, warp
+from modelsec.attacks.triggers import warp
 
 # --- matching_loss
 
@@ -205,10 +205,6 @@ def rims(x: Tensor) -> Tensor:
     return made.clamp(max=1).minimum(x + 0.1)
 
 
-def blend(x: Tensor) -> Tensor:
-    return blended(alpha=0.1, generator=torch.Generator().manual_seed(3)).stamp(x)
-
-
 def corner(x: Tensor) -> Tensor:
     made = x.clone()
     made[:, :, 24:27, 24:27] = (made[:, :, 24:27, 24:27] + 0.1).clamp(max=1)
@@ -231,7 +227,7 @@ RIGHT: dict[str, list[Any]] = {
     "baseline_success": [0.1, 1 / 10, 100 / 1000, torch.tensor(0.1), np.float32(0.1)],
     "matching_loss": [by_norms, by_cat, by_package],
     "mended_poison": [mended, by_multinomial, by_sorting],
-    "faint_trigger": [noise, board, rims, blend],
+    "faint_trigger": [noise, board, rims],
 }
 
 WRONG: dict[str, list[tuple[Any, str]]] = {
