@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from modelsec.attacks.clean_label import clean_label
 from modelsec.attacks.poisoning import Poisoned, Trigger, badnets, patch
-from modelsec.cleaning import activation_clustering, spectral_signatures
+from modelsec.cleaning import spectral_signatures
 from modelsec.data import mnist
 from modelsec.losses import log_odds
 from modelsec.models import Net, fresh
@@ -212,34 +212,6 @@ def test_spectral_signatures_of_a_planted_backdoor_beside_art_s() -> None:
             Agreement(
                 LIBRARY, "spectral_signatures", "", "order of the images of the target class", int(among.sum()),
                 f"AUROC ours {auroc[0]:.3f}, theirs {auroc[1]:.3f}: they leave out the centring",
-            )
-        ],
-    )  # fmt: skip
-
-
-def test_activation_clustering_of_a_planted_backdoor_as_art_s() -> None:
-    from art.defences.detector.poison import ActivationDefence
-
-    model, made = backdoored()
-    ours = activation_clustering(features(model, made.x), made.y, reduce="pca")
-    defence = ActivationDefence(classifier(_Features(model)), made.x.numpy(), one_hot(made.y))
-    with np_seeded():
-        _, clean = defence.detect_poison(
-            nb_clusters=2, nb_dims=10, reduce="PCA", cluster_analysis="smaller"
-        )
-    among = made.y == TARGET
-    theirs = ~torch.tensor(clean).bool()
-    same = float((theirs == ours.smaller)[among].double().mean())
-    found = [float(flags[made.mask].double().mean()) for flags in (ours.smaller, theirs)]
-    assert same >= 0.98
-    assert min(found) > 0.9
-    record(
-        "poisoning_clustering",
-        [
-            Agreement(
-                LIBRARY, "activation_clustering", "", "smaller cluster of the target class", int(among.sum()),
-                f"{same:.1%} of the images on the same side; planted ones in it: ours {found[0]:.0%}, "
-                f"theirs {found[1]:.0%}",
             )
         ],
     )  # fmt: skip
