@@ -9,6 +9,7 @@ import torch
 
 from modelsec.data import mnist
 from modelsec.repair import fast, free, mart, pgd_training, trades
+from modelsec.zoo import load_model
 from modelsec.zoo.results import load_result
 from modelsec.zoo.studies import adversarial_training as study
 
@@ -82,3 +83,34 @@ def test_the_trade_offs_hold_every_pair_once() -> None:
     for row in rows:  # a larger radius leaves less
         left = [row["clean"], *row["pgd"].values()]
         assert all(a >= b - 0.01 for a, b in zip(left, left[1:], strict=False))
+
+
+def test_three_minutes_were_enough_for_what_they_had_to_reach() -> None:
+    result = load_result("hardening_three_minutes")
+    quick = result["pgd"]
+    assert quick["seconds"] <= 180
+    assert quick["gradients"] == 8 * quick["epochs"] == 8 * study.EPOCHS
+    assert quick["clean"] >= 0.96
+    assert quick["pgd"] >= 0.75
+    for row in result.values():
+        adds_up({"worst": row})
+        assert row["n"] == study.N
+        assert row["warnings"] == 0
+        assert abs(row["few"] - row["pgd"]) < 0.1  # the first 200 of the same 1,000 images
+
+
+def test_what_is_recorded_of_trades_is_what_its_network_does() -> None:
+    now, recorded = (
+        study.judged(load_model("convnet_trades"), 0.3, n=10),
+        load_result("hardening_three_minutes")["trades"],
+    )
+    assert now["n"] == 10
+    assert now["protocol"] <= now["pgd"] <= now["clean"]
+    assert study.left(load_model("convnet_trades"), 0) == pytest.approx(recorded["clean"], abs=2e-3)
+
+
+def test_the_quick_training_counts_its_gradients_and_its_time(few: None) -> None:
+    model, cost = study.quickly(0, epochs=1)
+    assert cost["gradients"] == 8
+    assert 0 < cost["seconds"] < 60
+    assert not model.training
