@@ -325,7 +325,7 @@ def trials(
         targets: how many, the first ones; all if None.
 
     Returns:
-        A :class:`Leak` for each target.
+        A :class:`~modelsec.attacks.leak.Leak` for each target.
 
     Raises:
         ValueError: for fewer models than targets.
