@@ -1,11 +1,13 @@
 """The studies on repairing privacy: what they train and count, and what their records hold."""
 
 from functools import partial
+from statistics import mean, stdev
 from typing import Any
 
 import pytest
 import torch
 from generators import global_generators_untouched
+from scipy.stats import t
 from torch import Tensor, nn
 
 from modelsec import zoo
@@ -129,16 +131,51 @@ def test_the_record_has_every_training_and_view() -> None:
         ("network", "ascent, large steps", False),
         ("network", "sharding, 5", True),
         ("network", "retraining", True),
-        ("head", "nothing", False),
-        ("head", "nothing, noise", False),
-        ("head", "Newton step, noise", True),
-        ("head", "retraining, noise", True),
     ],
 )
 def test_who_has_forgotten(game: str, method: str, hidden: bool) -> None:
     """Retraining, which has nothing to hide, lies up to 0.03 from a coin: chance moves all targets together."""
     auc = zoo.load_result("privacy_unlearning")[game][method]["lira"]["auc"]
     assert (abs(sum(auc) / len(auc) - 0.5) < 0.05) == hidden
+
+
+def over_games(values: list[float]) -> tuple[float, float]:
+    """The 95% interval of the mean of independent games."""
+    assert len(values) == unlearning.GAMES
+    half = t.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5
+    return mean(values) - half, mean(values) + half
+
+
+def test_by_lira_a_newton_step_with_noise_is_retraining() -> None:
+    head = zoo.load_result("privacy_unlearning")["head"]
+    auc = {name: row["games"]["lira"] for name, row in head.items()}
+    step, again = auc["Newton step, noise 0.1"], auc["retraining, noise 0.1"]
+    for values in (step, again):
+        low, high = over_games(values)
+        assert low <= 0.5 <= high
+    low, high = over_games([a - b for a, b in zip(step, again, strict=True)])
+    assert low <= 0 <= high
+
+
+@pytest.mark.parametrize("method", ["nothing", "nothing, noise 0.1", "Newton step"])
+def test_the_same_games_see_what_is_not_forgotten(method: str) -> None:
+    """Were the games blind, the test above would say nothing."""
+    head = zoo.load_result("privacy_unlearning")["head"]
+    assert over_games(head[method]["games"]["lira"])[0] > 0.5
+
+
+def test_several_games_are_told_as_one() -> None:
+    one = {"test": [0.5, 0.7], "forgotten": 0.2, "never": 0.4, "lira": {"auc": [0.6, 0.8]}}
+    games = [{"m": one | {"loss": {"auc": [0.5]}}}, {"m": one | {"loss": {"auc": [0.7]}}}]
+    games[1]["m"] = games[1]["m"] | {"forgotten": 0.6}
+    assert unlearning.replayed(games) == {
+        "m": {
+            "test": [0.6, 0.6],
+            "forgotten": 0.4,
+            "never": 0.4,
+            "games": {"lira": [0.7, 0.7], "loss": [0.5, 0.7]},
+        }
+    }
 
 
 def test_a_method_that_draws_gets_the_generator_of_its_model() -> None:

@@ -6,7 +6,7 @@ others were never seen. An attacker who knows the kept images has to tell the tw
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -21,7 +21,8 @@ from modelsec.zoo.studies.privacy_repair import Train, digits, standard, told
 
 __all__ = ["FORGETTING", "HEADS", "KEPT", "forgotten", "public_features"]
 
-KEPT, CANDIDATES, COUNT, L2, NOISE = 500, 100, 16, 1.0, 0.01
+KEPT, CANDIDATES, COUNT, L2 = 500, 100, 16, 1.0
+GAMES, NOISES = 8, (0.01, 0.03, 0.1)
 Pair = tuple[Tensor, Tensor]
 Forget = Callable[[nn.Module, Pair, Pair, torch.Generator], nn.Module]
 
@@ -64,18 +65,22 @@ def _shards(keep: Pair, generator: torch.Generator) -> Any:
     return Sharded(standard, shards=5, generator=generator).fit(*keep)
 
 
+def _step(
+    model: nn.Module, forget: Pair, keep: Pair, generator: torch.Generator, noise: float
+) -> nn.Module:
+    return newton_forget(model, *keep, l2=L2, noise=noise, generator=generator)
+
+
 HEADS: dict[str, Forget] = {
     "nothing": lambda model, forget, keep, g: model,
-    "nothing, noise": lambda model, forget, keep, g: newton_forget(
+    f"nothing, noise {NOISES[-1]}": lambda model, forget, keep, g: newton_forget(
         model, torch.cat([keep[0], forget[0]]), torch.cat([keep[1], forget[1]]), l2=L2,
-        noise=NOISE, generator=g,
+        noise=NOISES[-1], generator=g,
     ),
-    "Newton step": lambda model, forget, keep, g: newton_forget(model, *keep, l2=L2),
-    "Newton step, noise": lambda model, forget, keep, g: newton_forget(
-        model, *keep, l2=L2, noise=NOISE, generator=g
-    ),
-    "retraining, noise": lambda model, forget, keep, g: fit_head(
-        model, *keep, l2=L2, noise=NOISE, generator=g
+    "Newton step": partial(_step, noise=0),
+    **{f"Newton step, noise {noise}": partial(_step, noise=noise) for noise in NOISES},
+    f"retraining, noise {NOISES[-1]}": lambda model, forget, keep, g: fit_head(
+        model, *keep, l2=L2, noise=NOISES[-1], generator=g
     ),
 }  # fmt: skip
 
@@ -124,6 +129,36 @@ def forgotten(
     return found
 
 
+def replayed(games: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Several games as one, for an interval that chance in a single game can't make too narrow.
+
+    Within a game all targets meet the same shadows; the games share nothing but the images.
+
+    Args:
+        games: each from :func:`forgotten`, all of the same methods.
+
+    Returns:
+        For each method: "test", one mean accuracy a game; "forgotten" and "never", means over the
+        games; and "games": an attack -> one mean AUC a game.
+    """
+
+    def mean(values: Sequence[float]) -> float:
+        return round(sum(values) / len(values), 4)
+
+    return {
+        name: {
+            "test": [mean(game[name]["test"]) for game in games],
+            "forgotten": mean([game[name]["forgotten"] for game in games]),
+            "never": mean([game[name]["never"] for game in games]),
+            "games": {
+                attack: [mean(game[name][attack]["auc"]) for game in games]
+                for attack in ("lira", "loss")
+            },
+        }
+        for name in games[0]
+    }
+
+
 @study(
     "privacy_unlearning",
     about="which of 100 candidates were trained on and forgotten? LiRA after several ways to forget",
@@ -134,8 +169,9 @@ def unlearning(seeds: tuple[int, ...]) -> dict[str, Any]:
     """Whole networks; a last layer on public features; the price of shards.
 
     Returns:
-        "network" and "head": what :func:`forgotten` says; "shards": number -> accuracies of 3 seeds
-        on 1,000 training images, and the samples trained on again for each of 20 single requests.
+        "network": what :func:`forgotten` says; "head": what :func:`replayed` says of eight games;
+        "shards": number -> accuracies of 3 seeds on 1,000 training images, and the samples trained
+        on again for each of two single requests.
     """
 
     def drawn(k: int) -> torch.Generator:
@@ -143,7 +179,9 @@ def unlearning(seeds: tuple[int, ...]) -> dict[str, Any]:
 
     return {
         "network": forgotten(standard, FORGETTING, drawn(0)),
-        "head": forgotten(_head, HEADS, drawn(1), 2 * COUNT),
+        "head": replayed(
+            [forgotten(_head, HEADS, drawn(1 + game), 2 * COUNT) for game in range(GAMES)]
+        ),
         "shards": {str(number): _price(number) for number in (1, 2, 5, 10, 20)},
     }
 
