@@ -70,6 +70,7 @@ def test_it_measures_decisions_groups_and_prices(table: Data) -> None:
 
 def test_every_section_is_measured_or_says_why_not(table: Data) -> None:
     net = models.TabularNet((0, 2, 0), table.x_train.amin(0), table.x_train.amax(0))
+    open_before = plt.get_fignums()
     report = audited(net, table)
     assert [part.name for part in report.sections] == list(sections())
     measured = {"data", "clean", "validation", "evasion", *ANY}
@@ -81,7 +82,7 @@ def test_every_section_is_measured_or_says_why_not(table: Data) -> None:
             assert re.fullmatch(r"Not for tables: .{20,}\.", part.summary)
     assert json.loads(report.to_json())["norm"] == "money"
     assert "test rows" in report.to_html()
-    assert not plt.get_fignums()
+    assert plt.get_fignums() == open_before
     assert net.training
 
 

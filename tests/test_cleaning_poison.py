@@ -171,7 +171,10 @@ def test_a_class_of_few_samples(n: int) -> None:
 @given(seed=seeds)
 def test_whitened_clean_features_vary_alike_in_every_direction(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    clean = torch.randn(60, 4, generator=generator) @ torch.randn(4, 4, generator=generator) + 5
+    # directions at random, but none so quiet that the ridge would count
+    turned = torch.linalg.qr(torch.randn(4, 4, generator=generator))[0]
+    spread = torch.tensor([[0.1], [0.5], [1.0], [5.0]])
+    clean = torch.randn(60, 4, generator=generator) @ (spread * turned) + 5
     y = torch.randint(2, (60,), generator=generator)
     white = whiten(clean, y, clean, y, ridge=1e-9)
     for c in y.unique():
