@@ -24,6 +24,7 @@ __all__ = [
     "Evaluation",
     "History",
     "Perturb",
+    "check_labels",
     "evaluate",
     "features",
     "fit",
@@ -124,7 +125,7 @@ def fit(
         FloatingPointError: if the loss becomes NaN or infinite (nothing learned after that
             would mean anything).
     """
-    _check_labels(x, y)
+    check_labels(x, y)
     if min(epochs, batch_size, replays) < 1:
         raise ValueError(
             "epochs, batch_size and replays must be 1 or more, got "
@@ -204,7 +205,7 @@ def evaluate(
         ValueError: for no data, or y of another shape than (N,).
         TypeError: for labels that are no integers.
     """
-    _check_labels(x, y)
+    check_labels(x, y)
     outcomes = []
     for inputs, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
         with inference(model):
@@ -273,7 +274,17 @@ def inference(model: Model) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-def _check_labels(x: Tensor, y: Tensor) -> None:
+def check_labels(x: Tensor, y: Tensor) -> None:
+    """Check that there are samples, and an integer label for each.
+
+    Args:
+        x: (N, ...) samples.
+        y: (N,) their labels.
+
+    Raises:
+        ValueError: if there is no sample, or y has another shape.
+        TypeError: if labels are not integers.
+    """
     if y.shape != x.shape[:1] or not len(x):
         raise ValueError(
             f"y must have one class index per input, at least 1: got shapes {tuple(x.shape)} "

@@ -14,7 +14,6 @@ __all__ = [
     "check_classes",
     "check_search",
     "descend",
-    "drawn",
     "ordinary",
     "precision",
     "total_variation",
@@ -81,29 +80,6 @@ def precision(model: Model) -> torch.dtype:
     """The floating-point type of a module's first parameter or buffer; float32 if there is none."""
     inside = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
     return next((value.dtype for value in inside if value.is_floating_point()), torch.float32)
-
-
-def drawn(
-    shape: tuple[int, ...],
-    device: torch.device,
-    generator: torch.Generator | None,
-    *,
-    normal: bool = False,
-) -> Tensor:
-    """Random numbers on a device, from a generator that may live on another.
-
-    Args:
-        shape: of the result.
-        device: where it shall be.
-        generator: torch's global one of that device if None.
-        normal: standard normal instead of uniform in [0, 1).
-
-    Returns:
-        Numbers of that shape, float32 unless torch's default was changed.
-    """
-    home = device if generator is None else generator.device
-    draw = torch.randn if normal else torch.rand
-    return draw(shape, generator=generator, device=home).to(device)
 
 
 def check_classes(name: str, y: Tensor) -> Tensor:

@@ -18,10 +18,10 @@ from modelsec.attacks.descent import (
     check_classes,
     check_search,
     descend,
-    drawn,
     ordinary,
     total_variation,
 )
+from modelsec.attacks.norms import draw
 from modelsec.losses import cross_entropy
 from modelsec.threat import ThreatModel, threat
 from modelsec.training import inference
@@ -177,7 +177,7 @@ def invert_gradient(
             f"{shapes}, got {[tuple(tensor.shape) for tensor in wanted]}"
         )
     leaves = _leaves(model)
-    point = drawn((len(y), *shape), wanted[0].device, generator).to(wanted[0])
+    point = draw(torch.rand, (len(y), *shape), wanted[0], generator)
 
     def cost(at: Tensor) -> Tensor:
         made = _gradient(model, leaves, at, y, graph=True)

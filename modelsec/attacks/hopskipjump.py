@@ -11,7 +11,7 @@ from torch import Tensor
 
 from modelsec.attacks.common import Model, check_counts, check_inputs, check_norm
 from modelsec.attacks.minimum_norm import Minimum
-from modelsec.attacks.norms import Norm, per_sample, readable, unit
+from modelsec.attacks.norms import Norm, draw, per_sample, readable, unit
 from modelsec.threat import ThreatModel, threat
 from modelsec.training import inference
 
@@ -214,7 +214,7 @@ def _begin(
         point = start.clone()
     if not ask.targeted and len(x):
         # drawn at once: what is drawn later doesn't depend on how many were tried
-        noise = _draw(torch.rand, (STARTS, *x.shape[1:]), x, generator)
+        noise = draw(torch.rand, (STARTS, *x.shape[1:]), x, generator)
         for k, image in enumerate(noise):
             todo = ask.left(rows[~reached] if readable(x) else rows)
             if not len(todo):
@@ -262,7 +262,7 @@ def _direction(
     for _ in range(count):
         if not len(ask.left(rows)):
             break
-        change = _draw(torch.randn if straight else torch.rand, (1, *point.shape[1:]), point, generator)  # fmt: skip
+        change = draw(torch.randn if straight else torch.rand, (1, *point.shape[1:]), point, generator)  # fmt: skip
         change = unit(change if straight else 2 * change - 1, 2)
         tried = (point + reach * change).clamp(0, 1)
         may = ask.open(rows).to(told.dtype)
@@ -301,14 +301,3 @@ def _check_begin(start: Tensor, x: Tensor) -> Tensor:
     if readable(start) and start.numel() and not bool(((start >= 0) & (start <= 1)).all()):
         raise ValueError("start must hold images in [0, 1]")
     return start
-
-
-def _draw(
-    kind: Callable[..., Tensor],
-    shape: tuple[int, ...],
-    x: Tensor,
-    generator: torch.Generator | None,
-) -> Tensor:
-    """Random numbers from the generator's own device, as x is."""
-    device = x.device if generator is None else generator.device
-    return kind(shape, generator=generator, device=device, dtype=x.dtype).to(x.device)

@@ -18,11 +18,10 @@ from modelsec.attacks.descent import (
     check_classes,
     check_search,
     descend,
-    drawn,
     precision,
     total_variation,
 )
-from modelsec.attacks.norms import readable
+from modelsec.attacks.norms import draw, readable
 from modelsec.losses import cross_entropy
 from modelsec.threat import ThreatModel, threat
 from modelsec.training import inference
@@ -153,17 +152,18 @@ def invert(
     weight = (0.003 if prior == "tv" else 0.02) if weight is None else weight
     check_search(model, steps, step_size, weight)
     target = check_classes("target", target)
+    kind = prior.mean.dtype if isinstance(prior, PcaPrior) else precision(model)
+    like = torch.empty(0, dtype=kind, device=target.device)
     if prior is None or prior == "tv":
-        draw: Callable[[Tensor], Tensor] = _itself
-        point = drawn((len(target), *shape), target.device, generator).to(precision(model))
+        decode: Callable[[Tensor], Tensor] = _itself
+        point = draw(torch.rand, (len(target), *shape), like, generator)
         point = point / 10 if prior == "tv" else point  # smoothing takes long to get rid of noise
     else:
-        draw = prior
-        point = drawn((len(target), prior.codes), target.device, generator, normal=True)
-        point = point.to(prior.mean.dtype if isinstance(prior, PcaPrior) else precision(model))
+        decode = prior
+        point = draw(torch.randn, (len(target), prior.codes), like, generator)
 
     def cost(at: Tensor) -> Tensor:
-        x = draw(at)
+        x = decode(at)
         logits = model(x)
         if readable(logits) and int(target.max()) >= logits.shape[1]:
             raise ValueError(
@@ -176,9 +176,9 @@ def invert(
         return value if prior is None else value + weight / 2 * at.square().sum(1)
 
     with inference(model):
-        found = descend(cost, point, steps, step_size, boxed=draw is _itself)
+        found = descend(cost, point, steps, step_size, boxed=decode is _itself)
     with torch.no_grad():
-        return draw(found)
+        return decode(found)
 
 
 def _itself(x: Tensor) -> Tensor:

@@ -17,7 +17,18 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-__all__ = ["L1", "L2", "NORMS", "Linf", "Norm", "Region", "per_sample", "readable", "unit"]
+__all__ = [
+    "L1",
+    "L2",
+    "NORMS",
+    "Linf",
+    "Norm",
+    "Region",
+    "draw",
+    "per_sample",
+    "readable",
+    "unit",
+]
 
 Region = tuple[Tensor, Tensor]
 """Two tensors that broadcast against a batch, one row per sample."""
@@ -90,7 +101,7 @@ class Linf:
 
     def sample(self, x: Tensor, eps: Tensor, generator: torch.Generator | None) -> Tensor:
         """See :class:`Norm`."""
-        return (x + eps * (2 * _draw(torch.rand, x.shape, x, generator) - 1)).clamp(0, 1)
+        return (x + eps * (2 * draw(torch.rand, x.shape, x, generator) - 1)).clamp(0, 1)
 
 
 class L2:
@@ -131,8 +142,8 @@ class L2:
 
     def sample(self, x: Tensor, eps: Tensor, generator: torch.Generator | None) -> Tensor:
         """See :class:`Norm`. In d dimensions the radius of a uniform point is u^(1/d)."""
-        direction = _draw(torch.randn, x.shape, x, generator)
-        radius = _draw(torch.rand, (len(x),), x, generator) ** (1 / x[0].numel())
+        direction = draw(torch.randn, x.shape, x, generator)
+        radius = draw(torch.rand, (len(x),), x, generator) ** (1 / x[0].numel())
         direction = direction * per_sample(radius / self.size(direction), x)
         return (x + eps * direction).clamp(0, 1)
 
@@ -210,11 +221,11 @@ class L1:
     def sample(self, x: Tensor, eps: Tensor, generator: torch.Generator | None) -> Tensor:
         """See :class:`Norm`. Exponential lengths: d of d + 1 of them share the radius out."""
         flat = x.flatten(1)
-        uniform = _draw(torch.rand, (len(flat), flat.shape[1] + 1), x, generator)
+        uniform = draw(torch.rand, (len(flat), flat.shape[1] + 1), x, generator)
         # 1 - u is never 0; in d dimensions the last share is what keeps the point off the surface
         lengths = -torch.log1p(-uniform)
         share = lengths[:, :-1] / lengths.sum(1, keepdim=True)
-        sign = _draw(torch.rand, flat.shape, x, generator).sub_(0.5).sign_()
+        sign = draw(torch.rand, flat.shape, x, generator).sub_(0.5).sign_()
         return (x + eps * (share * sign).view_as(x)).clamp(0, 1)
 
 
@@ -288,9 +299,19 @@ def per_sample(values: Tensor, x: Tensor) -> Tensor:
     return values.view(-1, *[1] * (x.dim() - 1))
 
 
-def _draw(
+def draw(
     kind: Callable[..., Tensor], shape: Sequence[int], x: Tensor, generator: torch.Generator | None
 ) -> Tensor:
-    # on the generator's own device: a CPU generator gives the same numbers for every device
+    """Random numbers, drawn on the generator's own device: the same ones for every device of x.
+
+    Args:
+        kind: ``torch.rand`` or ``torch.randn``.
+        shape: of the result.
+        x: gives dtype and device.
+        generator: torch's global one of x's device if None.
+
+    Returns:
+        A tensor of that shape beside ``x``.
+    """
     device = x.device if generator is None else generator.device
     return kind(shape, generator=generator, device=device, dtype=x.dtype).to(x.device)

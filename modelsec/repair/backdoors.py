@@ -8,7 +8,7 @@ trigger in :mod:`modelsec.repair.neural_cleanse`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modelsec.attacks.common import check_inputs
+from modelsec.attacks.norms import draw
 from modelsec.losses import cross_entropy
 from modelsec.threat import ThreatModel, threat
 from modelsec.training import evaluate, fit, inference
@@ -25,13 +26,13 @@ __all__ = [
     "activity",
     "attention",
     "check_clean",
-    "draw",
     "fine_prune",
     "fine_tune",
     "hidden_layers",
     "nad",
     "prune",
     "repaired_copy",
+    "some",
 ]
 
 
@@ -58,25 +59,19 @@ def check_clean(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]
     return x, y
 
 
-def draw(
-    random: Callable[..., Tensor],
-    shape: Sequence[int],
-    generator: torch.Generator | None,
-    like: Tensor,
-) -> Tensor:
-    """Random numbers, drawn where the generator lives.
+def some(x: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+    """Rows of a batch, drawn with replacement.
 
     Args:
-        random: ``torch.rand`` or ``torch.randn``.
-        shape: of the result.
-        generator: torch's global one of ``like``'s device if None.
-        like: gives dtype and device.
+        x: (N, ...) what to draw from, N at least 1.
+        count: how many.
+        generator: draws; torch's global one of x's device if None.
 
     Returns:
-        A tensor beside ``like``.
+        (count,) indices.
     """
-    home = like.device if generator is None else generator.device
-    return random(tuple(shape), dtype=like.dtype, device=home, generator=generator).to(like.device)
+    # a rounding up to 1 would lie behind the last row
+    return (draw(torch.rand, (count,), x, generator) * len(x)).long().clamp(max=len(x) - 1)
 
 
 @contextmanager

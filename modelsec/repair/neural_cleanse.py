@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modelsec.attacks.common import Model, check_counts, check_inputs
+from modelsec.attacks.norms import draw
 from modelsec.attacks.poisoning import Stamp, Trigger
-from modelsec.repair.backdoors import check_clean, draw, repaired_copy
+from modelsec.repair.backdoors import check_clean, repaired_copy, some
 from modelsec.tables import Table
 from modelsec.threat import ThreatModel, threat
 from modelsec.training import fit, inference, progress_bar
@@ -203,15 +204,15 @@ def find_marks(
         )
     targets = torch.tensor(list(classes), device=x.device)
     n, (_, c, h, w) = len(targets), x.shape
-    raw = draw(torch.randn, (n, 1 + c, h, w), generator, x).requires_grad_()  # mask, then pattern
+    raw = draw(torch.randn, (n, 1 + c, h, w), x, generator).requires_grad_()  # mask, then pattern
     optimizer = torch.optim.Adam([raw], lr=lr, betas=(0.5, 0.9))
     weights, best = torch.full_like(raw[:, 0, 0, 0], weight), torch.full_like(raw[:, 0, 0, 0], 1e9)
     kept, turned = raw.detach().clone(), []
     with inference(model), torch.enable_grad():
         for step in range(1, steps + 1):
-            rows = (draw(torch.rand, (batch_size,), generator, x) * len(x)).long()
+            rows = some(x, batch_size, generator)
             mask, pattern = raw.sigmoid()[:, None].split([1, c], 2)
-            stamped = (1 - mask) * x[rows.clamp(max=len(x) - 1)] + mask * pattern
+            stamped = (1 - mask) * x[rows] + mask * pattern
             logits = model(stamped.flatten(0, 1))
             if step == 1 and not _follows(logits, raw):
                 raise ValueError("the model's answer can't be differentiated by its input: no scan")
@@ -286,7 +287,7 @@ def unlearn(
         raise ValueError(f"share of marked images must be from 0 to 1, got {share}")
 
     def mark(_: nn.Module, batch: Tensor, labels: Tensor, now: float) -> Tensor:
-        chosen = draw(torch.rand, (len(batch),), generator, batch)
+        chosen = draw(torch.rand, (len(batch),), batch, generator)
         which = (chosen / share * len(triggers)).long() if share else chosen.long() + len(triggers)
         marked = batch.clone()
         for k, trigger in enumerate(triggers):

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from modelsec.attacks.common import check_counts
-from modelsec.repair.backdoors import check_clean, draw, hidden_layers
+from modelsec.attacks.norms import draw
+from modelsec.repair.backdoors import check_clean, hidden_layers, some
 from modelsec.threat import ThreatModel, threat
 from modelsec.training import inference, progress_bar
 
@@ -106,14 +107,10 @@ def neuron_masks(
     silence = {name: torch.stack([torch.zeros_like(one)] * 2) for name, one in none.items()}
     with inference(model), torch.enable_grad():
         for _ in range(steps):
-            rows = (
-                (draw(torch.rand, (batch_size,), generator, x) * len(x))
-                .long()
-                .clamp(max=len(x) - 1)
-            )
+            rows = some(x, batch_size, generator)
             noise = {
                 name: (
-                    eps * (2 * draw(torch.rand, (2, len(one)), generator, x) - 1)
+                    eps * (2 * draw(torch.rand, (2, len(one)), x, generator) - 1)
                 ).requires_grad_()
                 for name, one in none.items()
             }

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from modelsec.models import drawing_from
 from modelsec.threat import ThreatModel, threat
-from modelsec.training import progress_bar
+from modelsec.training import check_labels, progress_bar
 
 __all__ = ["Budget", "most_found", "noise_for", "private_fit", "spent"]
 
@@ -305,13 +305,7 @@ def _check(
     x: Tensor, y: Tensor, epsilon: float | None, noise: float | None, delta: float, clip: float,
     epochs: int, batch_size: int,
 ) -> None:  # fmt: skip
-    if y.shape != x.shape[:1] or not len(x):
-        raise ValueError(
-            f"y must have one class index per input, at least 1: got shapes {tuple(x.shape)} "
-            f"and {tuple(y.shape)}"
-        )
-    if y.is_floating_point() or y.dtype == torch.bool:
-        raise TypeError(f"y must hold integer class indices, got {y.dtype}: use y.long()")
+    check_labels(x, y)
     if (epsilon is None) == (noise is None):
         raise ValueError(f"give either epsilon or noise, got {epsilon=} and {noise=}")
     if min(epochs, batch_size) < 1:
