@@ -55,7 +55,8 @@ def test_the_records_hold_every_case_and_every_seed() -> None:
             assert all(0 <= value <= 1 for run in several for value in run["seen"].values())
     flips = load_record("poisoning_flips")["result"]
     assert set(flips["rates"]) == {"any", "pair"}
-    assert set(flips["doubts"]) == {"any", "pair", "patch"}
+    assert set(flips["doubts"]) == {"any", "pair", *poisoned.TRIGGERS}
+    assert set(flips["rates"]["pair"]) == {str(rate) for rate in poisoning.FLIPS}
     matching = load_record("poisoning_matching")["result"]
     for kind, budgets in poisoning.BUDGETS.items():
         assert set(matching[kind]) == {str(budget) for budget in budgets}

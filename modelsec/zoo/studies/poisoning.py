@@ -42,21 +42,15 @@ __all__ = [
     "victims",
 ]
 
-RATES = {
-    "patch": (0.0025, 0.01, 0.05),
-    "blended": (0.0025, 0.01, 0.05),
-    "warp": (0.01, 0.05),
-    "clean label": (0.01, 0.05),
-}
-"""Shares of the 4,000 training images: from 10 images to 200."""
-FLIPS = (0.05,)
+RATES = dict.fromkeys(TRIGGERS, (0.001, 0.0025, 0.01, 0.02, 0.05))
+"""Shares of the 4,000 training images: from 4 images to 200."""
+FLIPS = (0.01, 0.02, 0.05, 0.1)
 """The same for flipped labels."""
 PAIR = (4, 9)
 """The targeted flips: fours are called nines."""
 BUDGETS = {"near": (40,), "random": (40,)}
 """How many poisons gradient matching gets, for the two choices of a target class."""
 _EPS, _STEPS, _VICTIMS = 0.3, 60, 4
-_ASKED = ("patch",)
 _DOUBTED = 0.02  # the rate at which confident learning is asked
 _TRUSTED = 500  # the first half of the test images: clean samples that the detectors are given
 
@@ -238,7 +232,7 @@ def poisoning_flips(seeds: tuple[int, ...]) -> dict[str, Any]:
             kind: {str(rate): [one_flip(kind, rate, seed) for seed in seeds] for rate in FLIPS}
             for kind in kinds
         },
-        "doubts": {name: [doubted(name, seed) for seed in seeds] for name in (*kinds, *_ASKED)},
+        "doubts": {name: [doubted(name, seed) for seed in seeds] for name in (*kinds, *TRIGGERS)},
     }
 
 
