@@ -31,10 +31,7 @@ def membership(subject: Subject) -> Section:
     """
     halves = (
         (subject.data.x_train[: subject.n], subject.data.y_train[: subject.n]),
-        (
-            subject.x,
-            subject.y,
-        ),
+        (subject.x, subject.y),
     )
     if not len(halves[0][0]):
         return Section("The data have no training half.", "skipped")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,20 +32,25 @@ ASSUMED = 0.1
 """What the spectral method is told: at most this share of a class is poisoned."""
 
 
-def train(x: Tensor, y: Tensor, seed: int) -> nn.Module:
-    """The book's convolutional network, trained for eight epochs.
+def train(
+    x: Tensor, y: Tensor, seed: int, build: Callable[[], nn.Module] = ConvNet, **options: Any
+) -> nn.Module:
+    """A network, the book's convolutional one if nothing is said, trained for eight epochs.
 
     Args:
         x: (N, 1, 28, 28) images.
         y: (N,) labels.
         seed: for the first weights and the order of the data.
+        build: makes the untrained network.
+        **options: of :func:`modelsec.training.fit`, in place of those used here.
 
     Returns:
         The model, in eval mode.
     """
     generator = torch.Generator().manual_seed(seed)
-    model = fresh(ConvNet, generator)
-    fit(model, x, y, epochs=8, batch_size=128, lr=2e-3, generator=generator, progress=False)
+    model = fresh(build, generator)
+    options = {"epochs": 8, "batch_size": 128, "lr": 2e-3} | options
+    fit(model, x, y, generator=generator, progress=False, **options)
     return model.eval()
 
 

@@ -20,8 +20,9 @@ from modelsec.cleaning.labels import (
     self_confidence,
 )
 from modelsec.cleaning.poison import activation_clustering, spectral_signatures, whiten
-from modelsec.training import evaluate, features, fit
+from modelsec.training import evaluate, features
 from modelsec.zoo.results import study
+from modelsec.zoo.studies.poison import train
 from modelsec.zoo.studies.poisoned import TRIGGERS, digits, planted, stamp, target, victim
 
 __all__ = [
@@ -66,10 +67,7 @@ def net(x: Tensor, y: Tensor, seed: int) -> nn.Module:
     Returns:
         The network, in eval mode.
     """
-    generator = torch.Generator().manual_seed(seed)
-    model = models.fresh(models.Net, generator)
-    fit(model, x, y, generator=generator, progress=False)
-    return model.eval()
+    return train(x, y, seed, models.Net, epochs=10, batch_size=64, lr=1e-3)
 
 
 def seen(model: nn.Module, poisoned: Poisoned, called: int, seed: int) -> dict[str, float]:
