@@ -240,6 +240,30 @@ def test_fine_pruning_takes_the_sleepers_first_and_keeps_them_off() -> None:
 # --- adversarial neuron pruning ---------------------------------------------------------------------
 
 
+def test_what_is_pruned_stays_off_behind_every_activation() -> None:
+    """A ReLU gives a dead unit no gradient; this one does, and only the mask keeps it off."""
+    model = fresh(
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Tanh(), nn.Linear(10, 4)),
+        seeded(1),
+    )
+    x, y = batch()
+    repaired = fine_prune(model, x, y, max_drop=1, epochs=2, lr=0.05, generator=seeded())
+    off = (repaired[1].weight == 0).all(1)
+    assert int(off.sum()) == 9
+    assert not repaired[1].bias[off].any()
+    assert repaired[1].weight[~off].all()
+
+
+def test_masks_stay_between_0_and_1() -> None:
+    x, y = batch()
+    for seed in range(3):
+        masks = neuron_masks(small(seed), x, y, steps=8, lr=200.0, generator=seeded(), progress=False)
+        values = torch.cat(list(masks.values()))
+        assert bool(((values >= 0) & (values <= 1)).all())
+        assert bool((values == 0).any())
+        assert bool((values == 1).any())
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_scaling_by_one_changes_nothing_and_by_zero_silences(bias: bool) -> None:
     model, (x, _) = small(bias=bias).eval(), batch()

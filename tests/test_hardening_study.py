@@ -95,7 +95,9 @@ def test_three_minutes_were_enough_for_what_they_had_to_reach() -> None:
     for row in result.values():
         adds_up({"worst": row})
         assert row["n"] == study.N
-        assert row["warnings"] == 0
+        gradient, square = (row["after"][name] for name in ("FMN (in place of FAB-T)", "Square"))
+        only_square = round((gradient - square) * study.N)  # a sign of masking, if they are many
+        assert row["warnings"] == (only_square > 0.002 * study.N)
         assert abs(row["few"] - row["pgd"]) < 0.1  # the first 200 of the same 1,000 images
 
 

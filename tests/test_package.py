@@ -107,7 +107,7 @@ def test_the_package_is_small() -> None:
     counted = [path for path in FILES if not {"check", "studies"} & set(path.parts)]
     attacks = [path for path in counted if part(path) in {"attacks", "repair"}]
     rest = sum(lines_of_code(TREES[path]) for path in counted if path not in attacks)
-    assert rest <= 4300
+    assert rest <= 5000
     # what the book teaches: about a screen and a half for each attack or repair
     assert all(lines_of_code(TREES[path]) <= 300 for path in attacks)
 

@@ -224,7 +224,7 @@ def victim_rows(name: str, seed: int) -> dict[str, Any]:
 
 @study(
     "backdoor_matrix",
-    about="four triggers, 5% planted in 4,000 digits, against six repairs with 200 clean images",
+    about="four triggers, 5% planted in 4,000 digits (10% for the warp), against six repairs with 200 clean images",
     n=450,
     seeds=_SEEDS,
 )
