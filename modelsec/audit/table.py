@@ -51,6 +51,7 @@ def audit_table(
     attacker: int = 0,
     groups: Mapping[str, Tensor] | None = None,
     name: str = "model",
+    unit: str = "money",
     seed: int = 0,
 ) -> Report:
     """Measure a model for tables and write its audit card.
@@ -64,6 +65,7 @@ def audit_table(
         attacker: the true class of those who want another answer.
         groups: a name -> (N,) bool over the test rows.
         name: what the card calls the model.
+        unit: what the prices of the rules are in.
         seed: for all that is drawn.
 
     Returns:
@@ -78,7 +80,7 @@ def audit_table(
         raise ValueError(f"need test rows and positive, rising budgets, got {list(budgets)}")
     if costs.shape != (len(data.classes),) * 2:
         raise ValueError(f"costs must have shape (K, K) for {data.classes}, got {costs.shape}")
-    subject = Subject(model, data, name, len(data.y_test), "money", spent, seed)
+    subject = Subject(model, data, name, len(data.y_test), unit, spent, seed)
     with inference(model), torch.no_grad():
         answer = model(subject.x).argmax(1)
     with plt.rc_context(), plt.ioff(), inference(model):
@@ -188,7 +190,9 @@ def _evasion(subject: Subject, rules: Rules, attacker: int) -> Section:
     measures |= {"median": half} if half < torch.inf else {}
     risen = rate[middle].interval[0] > rate[0.0].interval[1]
     name = subject.data.classes[attacker]
-    figure = security_curve({f"true class {name}": rate}, xlabel="budget for changes (money)")
+    figure = security_curve(
+        {f"true class {name}": rate}, xlabel=f"budget for changes ({subject.norm})"
+    )
     figure.axes[0].set_ylabel("share who get the other answer\n(shaded: 95% interval)")
     return Section(
         f"Of those whose true class is {name}, {rate[0.0]} get the other answer as they are; with a "

@@ -29,6 +29,7 @@ from modelsec.validation.metrics import (
     cross_validate,
     logits,
 )
+from modelsec.validation.referral import Referring, RiskCoverage, risk_coverage
 from modelsec.validation.shift import (
     Detection,
     Mahalanobis,
@@ -50,8 +51,10 @@ __all__ = [
     "Mahalanobis",
     "Outcome",
     "PickleReport",
+    "Referring",
     "Reliability",
     "Requirement",
+    "RiskCoverage",
     "Slice",
     "Tempered",
     "Verdict",
@@ -75,6 +78,7 @@ __all__ = [
     "msp",
     "release_gate",
     "reliability",
+    "risk_coverage",
     "scan_pickle",
     "shape_measures",
     "threshold",
