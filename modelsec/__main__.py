@@ -132,6 +132,12 @@ def parser() -> argparse.ArgumentParser:
         help="folder (default: $MODELSEC_DATA or ~/.cache/modelsec)",
     )
 
+    about = "what the graders said in executed notebooks: one line a notebook"
+    command = commands.add_parser("marks", help=about, description=about)
+    command.set_defaults(run=_marks)
+    command.add_argument("files", metavar="FILE", type=Path, nargs="+", help="notebooks")
+    command.add_argument("--csv", metavar="FILE", type=Path, help="write every exercise's mark")
+
     about = "what is installed and at hand, what is missing, and the commands that mend it"
     command = commands.add_parser("doctor", help=about, description=about)
     command.set_defaults(run=_doctor)
@@ -292,6 +298,27 @@ def _fetch(arguments: argparse.Namespace) -> int:
     for name in arguments.names:
         new = fetch(name, target)
         print(f"{name}: {len(new)} files fetched, all are whole, in {target}")
+    return _OK
+
+
+def _marks(arguments: argparse.Namespace) -> int:
+    import csv
+
+    from modelsec.check.marks import marks
+
+    found = {path: marks(path) for path in arguments.files}  # all are read before one is printed
+    wide = max(len(str(path)) for path in found)
+    for path, said in found.items():
+        passed = sum(status == "passed" for status in said.values())
+        missing = ", ".join(
+            f"{name}: {status}" for name, status in said.items() if status != "passed"
+        )
+        print(f"{path!s:<{wide}}  {passed} of {len(said)} passed  {missing}".rstrip())
+    if arguments.csv:
+        with arguments.csv.open("w", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file)
+            rows.writerow(("notebook", "exercise", "status"))
+            rows.writerows((path, *row) for path, said in found.items() for row in said.items())
     return _OK
 
 
