@@ -32,7 +32,7 @@ def test_recipes_manifest_and_files_belong_together() -> None:
 
 @every
 def test_the_stored_model_is_as_accurate_as_recorded(name: str) -> None:
-    model, entry, digits = load_model(name), manifest()[name], mnist()
+    model, entry, digits = load_model(name), manifest()[name], zoo.recipes[name].dataset()
     outcome = evaluate(model, digits.x_test, digits.y_test)
     assert not any(module.training for module in model.modules())
     assert outcome.n == entry["n"]

@@ -36,6 +36,7 @@ from modelsec.repair import (
 from modelsec.repair.schedules import Method, Radius
 from modelsec.training import Evaluation, evaluate, fit
 from modelsec.zoo.results import load_result
+from modelsec.zoo.studies import capstone_case
 
 __all__ = [
     "Recipe",
@@ -211,6 +212,12 @@ recipes: dict[str, Recipe] = {
         _provable(0.2, 30),
         data.mnist,
         "the ConvNet, trained with interval bounds: eps up to 0.2, kappa down to 0.5, 30 epochs",
+    ),
+    "capstone": Recipe(
+        models.ConvNet,
+        capstone_case.train,
+        capstone_case.delivered,
+        "the network of the capstone's case, as delivered: its history is for you to find out",
     ),
 }
 
