@@ -62,6 +62,12 @@ from modelsec.check.finance import cost_when_gamed, first_alarm, one_hot_swap, r
 from modelsec.check.gradient import l1_fill, momentum, pgd, step_rule, steps_to_cross
 from modelsec.check.grading import Feedback, grader, require
 from modelsec.check.loss import cross_entropy, fgsm, risk_of_guessing, saturation, worst_case
+from modelsec.check.medicine import (
+    error_of_the_sure,
+    lowest_score,
+    record_seal,
+    referral_threshold,
+)
 from modelsec.check.minimum_norm import accuracy_from_distances, border_distance, border_step
 from modelsec.check.multiple_choice import quiz
 from modelsec.check.outlook import (
@@ -152,6 +158,7 @@ __all__ = [
     "eps_in_pixels",
     "epsilon_at_least",
     "equations_needed",
+    "error_of_the_sure",
     "expected_step",
     "faint_trigger",
     "fast_step",
@@ -173,6 +180,7 @@ __all__ = [
     "l1_fill",
     "leaked_similarity",
     "least_cost",
+    "lowest_score",
     "lucky_stop",
     "matching_loss",
     "mean_gradient",
@@ -205,6 +213,8 @@ __all__ = [
     "quiet_trigger",
     "quiz",
     "radius_cap",
+    "record_seal",
+    "referral_threshold",
     "refuse_above",
     "require",
     "risk_of_guessing",
