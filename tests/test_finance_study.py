@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from modelsec.attacks.tabular import cheapest
 from modelsec.data import Data
-from modelsec.zoo.results import studies
+from modelsec.zoo.results import load_result, studies
 from modelsec.zoo.studies import finance, finance_models
 from modelsec.zoo.studies.finance_models import CHEAP, RULES, AtCost, Trees, applicants
 
@@ -166,3 +166,13 @@ def test_the_studies_are_registered(name: str) -> None:
     found: Any = studies()[name]
     assert len(found.seeds) >= 8
     assert not math.isnan(found.n)
+
+
+def test_the_cards_are_those_of_the_models() -> None:
+    kept = load_result("finance_cards")
+    assert [part["title"] for part in kept["before"]] == [part["title"] for part in kept["after"]]
+    split = applicants().split(torch.Generator().manual_seed(0))
+    made = finance.card(finance_models.trees(split, 0), split, "trees, before the repair")
+    assert [
+        {"title": part.title, "state": part.verdict, "text": part.summary} for part in made.sections
+    ] == kept["before"]

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from modelsec import data, models
 from modelsec.attacks.gradient import pgd
 from modelsec.attacks.tabular import Move, Rules, cheapest
+from modelsec.audit import Report, audit_table
 from modelsec.zoo.results import study
 from modelsec.zoo.studies.finance_models import (
+    BAD_COSTS,
     HARD,
     RULES,
     AtCost,
@@ -36,6 +38,8 @@ __all__ = [
     "MARK",
     "SLEEPERS",
     "bank",
+    "card",
+    "finance_cards",
     "in_feature_space",
     "measure",
     "price_of",
@@ -289,3 +293,52 @@ def feedback(seeds: tuple[int, ...]) -> dict[str, Any]:
             "all outcomes": [bank(seed, everything=True) for seed in seeds],
         }
     }
+
+
+@study(
+    "finance_cards",
+    about="the audit cards of boosted trees on credit data, before and after training on the attack",
+    n=300,
+    seeds=(0,),
+)
+def finance_cards(seeds: tuple[int, ...]) -> dict[str, Any]:
+    """Both cards, as text.
+
+    Returns:
+        "before" and "after" -> a list of sections: "title", "state" and "text".
+    """
+    split = applicants().split(torch.Generator().manual_seed(seeds[0]))
+    made = {
+        "before": trees(split, seeds[0]),
+        "after": hardened_trees(split, seeds[0], HARD),
+    }
+    return {
+        when: [
+            {"title": s.title, "state": s.verdict, "text": s.summary}
+            for s in card(model, split, f"trees, {when} the repair").sections
+        ]
+        for when, model in made.items()
+    }
+
+
+def card(model: nn.Module, split: data.Data, name: str) -> Report:
+    """The audit card of a model of the credit data, as the chapter makes it.
+
+    Args:
+        model: from rows to logits.
+        split: its data.
+        name: of the model.
+
+    Returns:
+        The card.
+    """
+    age = split.x_test[:, applicants().columns.index("age")]
+    return audit_table(
+        model,
+        split,
+        name=name,
+        rules=RULES,
+        budgets=BUDGETS[1:],
+        costs=torch.tensor([[0.0, BAD_COSTS], [1.0, 0.0]]),
+        groups={"25 or younger": age <= 25, "older than 25": age > 25},
+    )
