@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
-from modelsec import augmentation, data, models
+from modelsec import augmentation, data, models, signs
 from modelsec.repair import (
     decay,
     distilled,
@@ -35,8 +35,9 @@ from modelsec.repair import (
 )
 from modelsec.repair.schedules import Method, Radius
 from modelsec.training import Evaluation, evaluate, fit
+from modelsec.zoo import sign_training
 from modelsec.zoo.results import load_result
-from modelsec.zoo.studies import capstone_case
+from modelsec.zoo.studies import capstone_case, driving_models
 
 __all__ = [
     "Recipe",
@@ -218,6 +219,42 @@ recipes: dict[str, Recipe] = {
         capstone_case.train,
         capstone_case.delivered,
         "the network of the capstone's case, as delivered: its history is for you to find out",
+    ),
+    "driver": Recipe(
+        driving_models.network,
+        driving_models.plain_training,
+        driving_models.road_frames,
+        "the ConvNet as a driver: frames of a race track, 15 positions of the wheel, 10 epochs",
+    ),
+    "driver_robust": Recipe(
+        driving_models.network,
+        driving_models.robust_training,
+        driving_models.road_frames,
+        "driver, trained on frames that push the wheel aside: PGD-5 in linf, eps up to 8/255, 25 epochs",
+    ),
+    "signs": Recipe(
+        sign_training.sign_net,
+        sign_training.plain,
+        signs.signs_data,
+        "the ConvNet for 16 rendered traffic signs in colour, cross-entropy, 25 epochs",
+    ),
+    "signs_robust": Recipe(
+        sign_training.sign_net,
+        sign_training.hardened,
+        signs.signs_data,
+        "signs, adversarially trained: PGD-5 in linf, eps up to 8/255, 20 epochs",
+    ),
+    "signs_covered": Recipe(
+        sign_training.sign_net,
+        sign_training.covered,
+        signs.signs_data,
+        "signs, trained with adversarial rectangles on 6 in 10 pictures, 25 epochs",
+    ),
+    "signs_sigma25": Recipe(
+        sign_training.sign_net,
+        sign_training.noisy,
+        signs.signs_data,
+        "signs, trained on Gaussian noise of sigma 0.25, 25 epochs: to be smoothed",
     ),
 }
 
