@@ -63,9 +63,9 @@ TASKS = [
     Task("Square", "convnet", 250, 0.1, 0, 500, 3),
     # as torchattacks comes, with 10 steps, and with the 100 of the paper
     Task("protocol", "convnet", 100, 0.1, 10, 5000, 1),
-    Task("protocol", "convnet", 100, 0.1, 100, 5000, 1),
+    Task("protocol", "convnet", 100, 0.1, 100, 5000, 3),
     Task("protocol", "convnet_robust", 50, 0.3, 10, 5000, 1),
-    Task("protocol", "convnet_robust", 50, 0.3, 100, 5000, 1),
+    Task("protocol", "convnet_robust", 50, 0.3, 100, 5000, 3),
 ]
 
 
