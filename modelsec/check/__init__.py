@@ -57,6 +57,12 @@ from modelsec.check.clinic import (
     clinic_overshoot,
     clinic_worst_case,
 )
+from modelsec.check.driving import (
+    chance_of_false_alarm,
+    drives_needed,
+    first_ring,
+    push_wheel,
+)
 from modelsec.check.extraction import agreement_report, equations_needed, image_from_gradient
 from modelsec.check.finance import cost_when_gamed, first_alarm, one_hot_swap, refuse_above
 from modelsec.check.gradient import l1_fill, momentum, pgd, step_rule, steps_to_cross
@@ -142,6 +148,7 @@ __all__ = [
     "break_sealed",
     "calibration_error",
     "chance_of_alarm",
+    "chance_of_false_alarm",
     "clinic_budget",
     "clinic_l1_step",
     "clinic_l2_step",
@@ -155,6 +162,7 @@ __all__ = [
     "cross_entropy",
     "crown_looser",
     "distrustful",
+    "drives_needed",
     "eps_in_pixels",
     "epsilon_at_least",
     "equations_needed",
@@ -165,6 +173,7 @@ __all__ = [
     "fgsm",
     "fingerprint",
     "first_alarm",
+    "first_ring",
     "flatten_order",
     "gate_rule",
     "grader",
@@ -206,6 +215,7 @@ __all__ = [
     "power_law",
     "precision_of_flags",
     "private_gradient",
+    "push_wheel",
     "quantiser",
     "queries_for_gradient",
     "quiet_flips",
