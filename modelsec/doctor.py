@@ -36,12 +36,16 @@ _MODULES = {  # where it is not the package's name
 _EXTRAS = {
     "jupyterlab": "opens the notebooks",
     "ipywidgets": "draws progress bars in notebooks",
-    "adversarial-robustness-toolbox": "ART, a peer: compared with in tests and benchmarks",
+    "adversarial-robustness-toolbox": "ART, in the chapter on tools; a peer in tests and benchmarks",
+    "tensorflow": "in the chapter on tools",
+    "keras": "in the chapter on tools",
+    "highway-env": "the racetrack in the chapter on driving",
     "foolbox": "a peer",
     "torchattacks": "a peer",
     "adv-lib": "a peer",
     "cleanlab": "a peer, in the chapter on cleaning",
 }
+_SAME = {"tensorflow": "tensorflow-cpu"}  # the same module, smaller; there is none for macOS
 _NO_DEPS = {"torchattacks", "adv-lib"}  # they ask for versions that nothing else can live with
 
 
@@ -224,14 +228,24 @@ def _device() -> Iterator[Check]:
 
 
 def _extras() -> Iterator[Check]:
+    """Looked up, not imported: TensorFlow alone would take several seconds."""
     for name, purpose in _EXTRAS.items():
-        try:
-            found = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            mend = _pip(f"--no-deps {name}" if name in _NO_DEPS else name)
-            yield Check(name, "missing", f"not installed; {purpose}", needed=False, mend=mend)
+        names = (name, _SAME[name]) if name in _SAME else (name,)
+        versions = {each: found for each in names if (found := _installed(each))}
+        if versions:
+            told = ", ".join(v if each == name else f"{v} ({each})" for each, v in versions.items())
+            yield Check(name, "ok", f"{told}, {purpose}", needed=False)
         else:
-            yield Check(name, "ok", f"{found}, {purpose}", needed=False)
+            package = names[0] if sys.platform == "darwin" else names[-1]
+            mend = _pip(f"--no-deps {package}" if name in _NO_DEPS else package)
+            yield Check(name, "missing", f"not installed; {purpose}", needed=False, mend=mend)
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _full_sets() -> Iterator[Check]:

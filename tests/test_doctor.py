@@ -198,6 +198,35 @@ def test_a_missing_peer_is_no_fault(name: str, end: str, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
+    ("platform", "package"), [("darwin", "tensorflow"), ("linux", "tensorflow-cpu")]
+)
+@pytest.mark.parametrize("there", ["tensorflow", "tensorflow-cpu", None])
+def test_tensorflow_comes_from_one_of_two_packages(
+    there: str | None, platform: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(asked: str) -> str:
+        if asked in {"tensorflow", "tensorflow-cpu"} - {there}:
+            raise metadata.PackageNotFoundError(asked)
+        return "2.21.0"
+
+    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setattr(sys, "platform", platform)
+    (check,) = [check for check in doctor._extras() if check.what == "tensorflow"]
+    assert (check.state, check.needed) == ("ok" if there else "missing", False)
+    if there:
+        assert "2.21.0" in check.found
+        assert ("(tensorflow-cpu)" in check.found) is (there == "tensorflow-cpu")
+    else:
+        assert check.mend.endswith(f"pip install {package}")
+
+
+def test_what_is_good_to_have_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("tensorflow", "keras", "art", "highway_env"):
+        monkeypatch.setitem(sys.modules, module, None)  # importing it now raises ImportError
+    assert all(check.state in ("ok", "missing") for check in doctor._extras())
+
+
+@pytest.mark.parametrize(
     ("content", "state"), [(None, "missing"), (b"images", "ok"), (b"imag", "wrong")]
 )
 def test_a_full_set(content: bytes | None, state: str, apart: Path) -> None:
