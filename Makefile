@@ -147,7 +147,7 @@ $(BOOK_ENV): requirements.txt requirements-book.txt
 
 $(ENV): requirements.txt tests/peers.txt pyproject.toml
 	$(call make_venv,.venv)
-	@$(PY) tools/install.py "everything (about five minutes, 6 GB with torch)" -r requirements.txt
+	@$(PY) tools/install.py "everything (about five minutes, 8 GB with torch and TensorFlow)" -r requirements.txt
 	@$(PY) tools/install.py "peers with pins of their own" --no-deps -r tests/peers.txt
 	@$(PY) tools/install.py "modelsec itself" --no-deps --no-build-isolation -e .
 	@touch $@

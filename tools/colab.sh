@@ -26,7 +26,7 @@ fi
 python3 -m modelsec doctor
 python3 -m modelsec zoo verify
 
-# The command of `make test`, one notebook at a time.
-python3 -m pip install --quiet nbval
+# The command of `make test`, one notebook at a time. The chapter on tools asks its reader to install ART; TensorFlow is there.
+python3 -m pip install --quiet nbval adversarial-robustness-toolbox
 OMP_NUM_THREADS=1 MODELSEC_PROGRESS=0 TQDM_DISABLE=1 python3 -m pytest -p no:cacheprovider \
     --nbval --nbval-lax --nbval-current-env --nbval-cell-timeout=180 chapters
