@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from modelsec.attacks.queries import BudgetSpent
 from modelsec.check.capstone.marks import Refused, expect
 from modelsec.models import drawing_from
-from modelsec.zoo.studies.capstone import answers
+from modelsec.zoo.studies import capstone as arena
 
 __all__ = ["Meter", "Outcome", "run", "watched"]
 
@@ -156,8 +156,8 @@ def run(
     away = (adv - x).abs().flatten(1).amax(1)
     # written so that NaN is outside as well
     inside = (away <= eps + _ROUNDING) & ((adv >= 0) & (adv <= 1)).flatten(1).all(1)
-    right = answers(model, x) == y
-    fooled = right & inside & (answers(model, torch.where(_each(inside, x), adv, x)) != y)
+    right = arena.answers(model, x) == y
+    fooled = right & inside & (arena.answers(model, torch.where(_each(inside, x), adv, x)) != y)
     return Outcome(
         right, fooled, ~inside, unpaid, float(away.nan_to_num(1).max()),
         spent["gradients"] / len(x), spent["queries"] / len(x),

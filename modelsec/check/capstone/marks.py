@@ -58,7 +58,7 @@ class Criterion:
         zero: at which value of it there are no points.
         full: at which there are all.
         hint: what to do next if points are missing.
-        chapter: where to read about it, "cleaning" or "attacks/gradient".
+        chapter: where to read about it, a key of ``_TITLES``.
     """
 
     name: str
@@ -157,14 +157,21 @@ class Mark:
             criterion = self.next.criterion
             display(
                 Markdown(
-                    f"**Next:** {criterion.hint} See [{_title(criterion.chapter)}]"
+                    f"**Next:** {criterion.hint} See [{_TITLES[criterion.chapter]}]"
                     f"({criterion.chapter}.ipynb)."
                 )
             )
 
 
-def _title(chapter: str) -> str:
-    return f"the chapter on {chapter.split('/')[-1].replace('_', ' ')}"
+_TITLES = {
+    "attacks/gradient": "Gradient attacks",
+    "augmentation": "Data augmentation",
+    "cleaning": "Data cleaning",
+    "repair/adversarial_training": "Adversarial training",
+    "repair/backdoors": "Removing backdoors",
+    "repair/broken_defences": "Broken defences",
+    "validation": "Validation",
+}
 
 
 Examine = Callable[..., Mark]

@@ -22,7 +22,7 @@ RUBRIC: dict[str, tuple[Criterion, ...]] = {
 }
 WEIGHTS = {"Clean": 20, "Augment": 10, "Validate": 15, "Attack": 15, "Repair": 25, "Match": 15}
 """How much each step counts, of 100."""
-GRADES = ((85, "excellent"), (70, "good"), (50, "pass"), (0, "not yet"))
+GRADES = ((85, "excellent"), (70, "good"), (50, "pass"), (25, "a start"), (0, "not yet"))
 
 
 @dataclass(frozen=True, repr=False)
@@ -96,7 +96,7 @@ def rubric() -> Table:
     """What the points are given for: a row for each criterion, made from those the scorer uses."""
     return Table(
         {
-            "step": f"{step} ({WEIGHTS[step]})",
+            "step": "" if number else f"{step} ({WEIGHTS[step]})",
             "criterion": criterion.name,
             "points": criterion.of,
             "what is measured": criterion.measures,
@@ -104,5 +104,5 @@ def rubric() -> Table:
             "all at": f"{criterion.full:g}",
         }
         for step, criteria in RUBRIC.items()
-        for criterion in criteria
+        for number, criterion in enumerate(criteria)
     )

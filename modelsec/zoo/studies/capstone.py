@@ -85,7 +85,8 @@ def fooled(model: nn.Module, n: int = N, seed: int = 0) -> str:
         A mark for each: "0" for one that the attack turned, "." for one that stands, "-" for one
         that was misread from the start.
     """
-    x, y = mnist().x_test[:n], mnist().y_test[:n]
+    digits = mnist()
+    x, y = digits.x_test[:n], digits.y_test[:n]
     with drawing_from(torch.Generator().manual_seed(seed)):
         adv = book_attack(model, x, y, EPS)
     pairs = zip(answers(model, x) == y, answers(model, adv) == y, strict=True)
