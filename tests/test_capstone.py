@@ -515,9 +515,10 @@ def leads_elsewhere(z: Tensor, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("hide", [no_slope, saturated])
-def test_hiding_the_gradient_is_no_defence(hide: Any) -> None:
+def test_hiding_the_gradient_is_no_defence(hide: Any, ask: Any) -> None:
+    ask(1200)
     stands = contest.withstands(CASE, Answers(hide), X, Y)
-    assert contest.repair_mark(1, stands, 0, 0).lines[1].points < 0.65 * 45
+    assert contest.repair_mark(1, stands, 0, 0).lines[1].points < 0.7 * 45
 
 
 @pytest.mark.parametrize("hide", [no_slope, leads_elsewhere])
@@ -533,8 +534,8 @@ def test_steps_and_noise_are_seen_through(ask: Any) -> None:
     ask(10)
     for step in (bit_depth(3), noise(0.2)):
         model = nn.Sequential(step, Answers(cold)).eval()
-        stands = contest.withstands(CASE, model, X[:12], Y[:12])
-        assert int(stands["PGD-20"].sum()) < 8
+        stands = contest.withstands(CASE, model, X[:8], Y[:8])
+        assert int(stands["PGD-20"].sum()) < 6
 
 
 def test_what_stands_only_ever_falls() -> None:

