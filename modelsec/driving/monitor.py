@@ -27,12 +27,15 @@ class Monitor:
         limit: it rings above this.
         over: how many steps are averaged.
         levels: every average so far, of all cars, to find a limit from.
+        views: the other pictures about which it asks the driver's network, for frames; an attacker
+            who knows the monitor has to think of them too.
     """
 
     score: Callable[[Tensor, Tensor, Sequence[Car]], Tensor]
     limit: float = float("inf")
     over: int = 1
     levels: list[float] = field(default_factory=list)
+    views: Callable[[Tensor], list[Tensor]] = lambda seen: []
 
     def level(self, seen: Tensor, steering: Tensor, cars: Sequence[Car]) -> Tensor:
         """What it would say of these frames, without remembering them.
@@ -103,7 +106,7 @@ def pixel_monitor(net: nn.Module, *, limit: float = float("inf"), over: int = 1)
             told = torch.stack([steering_of(net(copy)) for copy in copies(seen)])
         return (told - steering).abs().amax(0)
 
-    return Monitor(score, limit, over)
+    return Monitor(score, limit, over, views=copies)
 
 
 def map_monitor(*, limit: float = float("inf"), over: int = 5) -> Monitor:
