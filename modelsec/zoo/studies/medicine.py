@@ -167,7 +167,8 @@ def concordance(several: Sequence[Shadows]) -> NDArray[np.float64]:
             new = (~inside[y == 1, None] & ~inside[None, y == 0]).float()
             hits += new * ((high > low).float() + (high == low).float() / 2)
             pairs += new
-    return (hits / pairs).double().numpy()
+    shares: NDArray[np.float64] = (hits / pairs).double().numpy()
+    return shares
 
 
 def _areas(pairs: NDArray[np.float64], base: NDArray[np.float64]) -> dict[str, list[float]]:

@@ -38,14 +38,14 @@ def lesions() -> Grey:
     """A detail of a retina with two microaneurysms, (102, 102) uint8, green channel; CC0."""
     from skimage.data import microaneurysms  # slow to import
 
-    return np.asarray(microaneurysms())
+    return np.asarray(microaneurysms())  # type: ignore[no-untyped-call]
 
 
 def retina() -> NDArray[np.uint8]:
     """A photograph of a normal retina, (1411, 1411, 3) uint8; CC0."""
     from skimage.data import retina as packaged  # slow to import
 
-    return np.asarray(packaged())
+    return np.asarray(packaged())  # type: ignore[no-untyped-call]
 
 
 def spots(image: Grey, contrast: float = 0.08) -> NDArray[np.float64]:
@@ -63,7 +63,8 @@ def spots(image: Grey, contrast: float = 0.08) -> NDArray[np.float64]:
     """
     from skimage.feature import blob_log  # slow to import
 
-    found = blob_log(1 - image / 255, min_sigma=1.5, max_sigma=5, num_sigma=8, threshold=contrast)
+    dark = 1 - image / 255
+    found = blob_log(dark, min_sigma=1.5, max_sigma=5, num_sigma=8, threshold=contrast)  # type: ignore[no-untyped-call]
     return np.asarray(found, dtype=np.float64).reshape(-1, 3)[:, :2]
 
 
@@ -190,11 +191,10 @@ def crops(count: int, seed: int) -> list[tuple[Grey, Grey]]:
         if crop.min() < 30:  # beyond the rim of the eye
             continue
         radius = 16
-        source, target = draw.integers(radius, SIDE - radius, (2, 2))
-        if np.hypot(*(source - target)) < 2.5 * radius:
+        a, b, c, d = map(int, draw.integers(radius, SIDE - radius, 4))
+        if np.hypot(a - c, b - d) < 2.5 * radius:
             continue
-        pair = tuple(map(int, source)), tuple(map(int, target))
-        made.append((crop, copied(crop, pair[0], pair[1], radius)))
+        made.append((crop, copied(crop, (a, b), (c, d), radius)))
     return made
 
 

@@ -29,7 +29,8 @@ def impossible(x: Tensor) -> Tensor:
         x: (N, 8) records.
     """
     low, high = torch.tensor(list(POSSIBLE.values()), dtype=x.dtype, device=x.device).T
-    return ~((x >= low) & (x <= high))  # written so that NaN is impossible too
+    possible: Tensor = (x >= low) & (x <= high)
+    return ~possible  # written so that NaN is impossible too
 
 
 def contradictions(ten: Tensor) -> Tensor:
