@@ -18,7 +18,7 @@ from modelsec.zoo.studies import capstone_case
 
 CHAPTER = Path(__file__).parents[1] / "chapters" / "capstone.ipynb"
 CASE, TRUTH = capstone.case(), capstone_case.made(0)
-EPOCHS = 3  # at most, where the chapter takes more
+EPOCHS = 2  # at most, where the chapter takes more
 
 
 KEPT = {"turned", "fresh", "x_fresh", "y_fresh"}  # small values that the functions refer to
@@ -73,7 +73,7 @@ def test_the_starters_run_and_get_a_mediocre_mark(cells: dict[str, Any], short: 
         capstone.validate(CASE, cells["my_report"](CASE)),
         capstone.attack(CASE, cells["my_attack"], n=50),
         capstone.repair(CASE, model, n=30),
-        capstone.match(CASE, cells["my_attack"], model, n=10),
+        capstone.match(CASE, cells["my_attack"], model, n=5),
     )
     assert 20 <= sheet.points <= 50, sheet
     assert all(mark.lines for mark in sheet.marks), sheet  # none was refused
@@ -94,7 +94,7 @@ def test_the_reference_gets_a_good_one(cells: dict[str, Any], short: None) -> No
         capstone.validate(CASE, cells["reference_report"](CASE)),
         capstone.attack(CASE, cells["reference_attack"], n=50),
         capstone.repair(CASE, model, n=30),
-        capstone.match(CASE, cells["reference_fighter"], model, n=10),
+        capstone.match(CASE, cells["reference_fighter"], model, n=5),
     )
     assert sheet.points >= 65, sheet
     assert all(mark.points >= 40 for mark in sheet.marks), sheet

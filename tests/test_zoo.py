@@ -121,7 +121,7 @@ def test_loads_on_the_device_asked_for() -> None:
 
 
 # Minutes of training: `python -m modelsec zoo make NAME` makes it again, the tests only begin to.
-LONG = {"convnet_robust", "convnet_trades", "driver_robust", "net_robust"}
+LONG = {"capstone", "convnet_robust", "convnet_trades", "driver_robust", "net_robust"}
 LONG |= {name for name in names() if name.startswith("signs")}
 UNSTORED = sorted(set(zoo.recipes) - set(names()))
 
