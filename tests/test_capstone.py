@@ -133,7 +133,7 @@ def test_a_mark_names_the_line_where_most_is_lost() -> None:
     assert mark.next is not None
     assert mark.next.criterion is second
     assert "none" in repr(mark)
-    assert "0 of 30" in mark._repr_html_()
+    assert "0\N{NO-BREAK SPACE}of\N{NO-BREAK SPACE}30" in mark._repr_html_()
     assert marks.Mark("Clean", (first.line(1, ""), second.line(1, ""))).next is None
 
 

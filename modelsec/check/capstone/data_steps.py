@@ -131,7 +131,7 @@ def clean_mark(truth: Made, removed: Tensor, dropped: Tensor) -> Mark:
     leaked = _share(dropped, truth.leaked)
     values = [shares[0], shares[1], solved / max(copies, 1), shares[2], leaked]
     lines = [
-        criterion.line(value, f"You removed {value:.0%}.")
+        criterion.line(value, f"You removed {value:.0%} of them.")
         for criterion, value in zip(CLEAN, values, strict=True)
     ]
     lines[4] = CLEAN[4].line(

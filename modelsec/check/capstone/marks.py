@@ -131,7 +131,7 @@ class Mark:
         return Table(
             {
                 "criterion": line.criterion.name,
-                "points": f"{line.points:.0f} of {line.criterion.of}",
+                "points": f"{line.points:.0f}\N{NO-BREAK SPACE}of\N{NO-BREAK SPACE}{line.criterion.of}",
                 "why": line.reason,
             }
             for line in self.lines
