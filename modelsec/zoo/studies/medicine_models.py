@@ -48,7 +48,8 @@ ERROR = 0.05
 """How far a blood value may be off in this chapter, as a share of itself."""
 PRESSURE = 5.0
 """How far the blood pressure may be off, in mmHg."""
-EPSILONS, DELTA = (8.0, 2.0, 0.5), 1e-4
+EPSILONS = (8.0, 2.0, 0.5)
+DELTA = 1e-4
 Train = Callable[[Tensor, Tensor, torch.Generator], nn.Module]
 
 
