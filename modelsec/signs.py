@@ -35,8 +35,11 @@ __all__ = [
 Split = Literal["train", "test"]
 """Which photographs stand behind the signs."""
 
-FOCAL, WIDTH = 1100.0, 0.6
-"""The camera's focal length in pixels (1,280 pixels across 60 degrees); a sign's width in metres."""
+FOCAL = 1100.0
+"""The camera's focal length in pixels, as of one with 1,280 pixels across 60 degrees."""
+
+WIDTH = 0.6
+"""A sign's width in metres."""
 
 BACKGROUNDS = {
     "train": ("astronaut", "brick", "camera", "coffee", "grass", "hubble", "rocket", "retina"),
@@ -121,8 +124,9 @@ def take(
     """Take pictures of signs.
 
     A pinhole camera sees each sign, a plane turned in space, in front of its background. Far away
-    a sign covers few pixels of the camera (:data:`FOCAL` x :data:`WIDTH` / distance across); the
-    picture is as blurred as if it were made of so many. Then come light, haze and noise.
+    a sign covers few pixels of the camera: across they are :data:`~modelsec.signs.FOCAL` times
+    :data:`~modelsec.signs.WIDTH` / distance. The picture is as blurred as if it were made of so
+    many. Then come light, haze and noise.
 
     Args:
         signs: (N, 4, S, S) such as ``plates()[y]``, in [0, 1].

@@ -36,7 +36,9 @@ __all__ = [
 ]
 
 MODELS = ("signs", "signs_robust", "signs_covered")
-DISTANCES, YAWS, FRAMES = (10, 20, 30, 40, 50, 60), (-60, -40, -20, 0, 20, 40, 60), 12
+DISTANCES = (10, 20, 30, 40, 50, 60)
+YAWS = (-60, -40, -20, 0, 20, 40, 60)
+FRAMES = 12
 ONE_VIEW: dict[str, Any] = {
     "distance": 15, "yaw": 0, "pitch": 0, "roll": 0, "shift": 0, "fill": 0.8, "light": 0.9,
     "haze": 0.1, "noise": 0.02,

@@ -66,12 +66,29 @@ def right(model: nn.Module, x: Tensor, y: Tensor) -> float:
 
 
 def by_frame(n: int, generator: torch.Generator) -> Tensor:
-    """A split that looks usual: every fifth frame at random is tested on. (n,) bool, the tested."""
+    """A split that looks usual: every fifth frame, drawn at random, is tested on.
+
+    Args:
+        n: frames.
+        generator: draws.
+
+    Returns:
+        (n,) bool: which are tested on.
+    """
     return torch.randperm(n, generator=generator) < n // 5
 
 
 def by_track(m: int, frames: int, generator: torch.Generator) -> Tensor:
-    """Whole approaches are tested on, a fifth of them: (m * frames,) bool."""
+    """Whole approaches are tested on, a fifth of them.
+
+    Args:
+        m: approaches.
+        frames: of each.
+        generator: draws.
+
+    Returns:
+        (m * frames,) bool: which frames are tested on.
+    """
     return by_frame(m, generator).repeat_interleave(frames)
 
 

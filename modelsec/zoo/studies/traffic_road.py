@@ -33,7 +33,8 @@ __all__ = [
     "votes",
 ]
 
-STOP, GOAL = CLASSES.index("stop"), CLASSES.index("limit 80")
+STOP = CLASSES.index("stop")
+GOAL = CLASSES.index("limit 80")
 
 SPEED = {
     "stop": 0, "give way": 10, "no entry": 0, "limit 20": 20, "limit 30": 30, "limit 50": 50,
@@ -55,7 +56,15 @@ def mistakes() -> Tensor:
 
 
 def mean_cost(answers: Tensor, y: Tensor) -> float:
-    """Mean of :func:`mistakes` over answers (N,) to signs y (N,)."""
+    """Mean of :func:`mistakes` over answers.
+
+    Args:
+        answers: (N,) classes that were read.
+        y: (N,) the true ones.
+
+    Returns:
+        The mean.
+    """
     return mistakes()[y, answers].mean().item()
 
 
@@ -143,7 +152,15 @@ def bars(size: int = 64) -> Tensor:
 
 
 def square(side: float = 0.6, size: int = 64) -> Tensor:
-    """A square in the middle of a sign, a little low: (size, size) bool."""
+    """A square in the middle of a sign, a little low.
+
+    Args:
+        side: as a share of half the sign's width.
+        size: of the mask, in pixels.
+
+    Returns:
+        (size, size) bool, where the sticker may be.
+    """
     at = (torch.arange(size) + 0.5) * 2 / size - 1
     return ((at - 0.2).abs() <= side / 2)[:, None] & (at.abs() <= side / 2)[None]
 
