@@ -83,7 +83,7 @@ def test_the_starters_run_and_get_a_mediocre_mark(cells: dict[str, Any], short: 
 def test_the_reference_gets_a_good_one(cells: dict[str, Any], short: None) -> None:
     drawn = torch.Generator().manual_seed(0)
     cells["scan"] = repair.neural_cleanse(
-        CASE.model, CASE.x_trusted, steps=60, generator=drawn, progress=False
+        CASE.model, CASE.x_trusted, steps=100, generator=drawn, progress=False
     )
     assert cells["scan"].index.argmax() == TRUTH.target
     removed, leaked = cells["reference_clean"](CASE)

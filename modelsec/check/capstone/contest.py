@@ -275,7 +275,7 @@ def match_mark(
         hits = int(done.fooled.sum())
         lines.append(
             criterion.line(
-                hits / max(best[name], 1),
+                hits / best[name] if best[name] else 1,  # nothing to be had
                 f"{hits} fooled; the book fools {best[name]}. {done.gradients:.0f} gradients and "
                 f"{done.queries:.0f} questions for each image.{done.faults}",
             )

@@ -27,7 +27,15 @@ class Refused(Exception):
 
 
 def expect(condition: object, message: str) -> None:
-    """Refuse the submission with ``message`` unless ``condition`` is true."""
+    """Refuse the submission unless a condition holds.
+
+    Args:
+        condition: what holds for everything that can be marked.
+        message: for the reader: what was seen, and what is wanted.
+
+    Raises:
+        Refused: with the message.
+    """
     if not bool(condition):
         raise Refused(message)
 
