@@ -55,7 +55,15 @@ def steering_of(logits: Tensor) -> Tensor:
 
 
 def by_state(_: Tensor, cars: Sequence[Car]) -> list[float]:
-    """The driver that is the :func:`expert`."""
+    """The driver that is the expert, :func:`~modelsec.driving.cars.expert`.
+
+    Args:
+        _: the frames, at which it does not look.
+        cars: whose turn it is.
+
+    Returns:
+        The steering of each.
+    """
     return [expert(car) for car in cars]
 
 
@@ -86,7 +94,7 @@ class Drive:
         metres: (N,) how far each car came.
         steps: (N,) how many steps it made.
         alarm: (N,) the step at which the monitor rang; -1 where it never did.
-        frames: (M, 1, 32, 32) what the drivers were shown, if asked for; else empty.
+        frames: (M, 1, 32, 32) as the cameras took them, if asked for; else empty.
         answer: (M,) what the expert would have done there.
         car: (M,) whose frame it is.
     """
@@ -130,7 +138,7 @@ def drive(
 
     Args:
         driver: (frames, cars) -> steering.
-        seeds: where each car starts, see :func:`new_car`.
+        seeds: where each car starts, see :func:`~modelsec.driving.cars.new_car`.
         steps: of a fifth of a second.
         tamper: (frames, cars) -> frames: what somebody makes of them before the driver sees them.
         monitor: (frames, steering, cars) -> (N,) bool, whether to stop; it sees the same frames.

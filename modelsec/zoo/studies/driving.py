@@ -26,6 +26,7 @@ __all__ = [
     "CLEAN",
     "DRIVES",
     "calibrated",
+    "changes",
     "coin",
     "each_frame",
     "knowing",
