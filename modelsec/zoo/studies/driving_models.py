@@ -30,8 +30,10 @@ __all__ = [
 
 EPS = 8 / 255
 """The radius that the repaired network is trained for."""
-TRAIN, TEST = range(20), range(1000, 1005)
-"""Where the drives start whose frames are learned from, and those that networks are tested on."""
+TRAIN = range(20)
+"""Seeds of the drives whose frames are learned from."""
+TEST = range(1000, 1005)
+"""Seeds of the drives that networks are tested on."""
 
 
 def network() -> nn.Module:
