@@ -38,8 +38,10 @@ __all__ = [
 
 DRIVES = range(3000, 3040)
 """Where the drives start that are attacked."""
-CALIBRATION, CLEAN = range(4000, 4020), range(5000, 5060)
-"""Drives from which the monitors' limits come, and others on which their false alarms are counted."""
+CALIBRATION = range(4000, 4020)
+"""Drives from which the monitors' limits come."""
+CLEAN = range(5000, 5060)
+"""Drives on which their false alarms are counted."""
 
 
 def side_of(cars: Sequence[Car]) -> Tensor:

@@ -21,8 +21,10 @@ __all__ = ["LATE", "TRIED", "distance_of_drives", "late", "measured", "open_loop
 
 TRIED = range(6000, 6020)
 """Where the drives start in which the networks are tried."""
-LATE, LAG = 6, 10
-"""How many of the 20 drives are labelled late, and by how many steps."""
+LATE = 6
+"""How many of the 20 drives are labelled late."""
+LAG = 10
+"""By how many steps."""
 
 
 def late(y: Tensor, cars: int = len(TRAIN), drives: int = LATE, lag: int = LAG) -> Tensor:
