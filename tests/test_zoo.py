@@ -142,7 +142,7 @@ def test_the_recipe_makes_it_again_within_its_interval(name: str) -> None:
 @pytest.mark.parametrize("name", [*sorted(LONG), *UNSTORED])
 def test_a_long_recipe_runs_on_a_few_images(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = data_of(name)
-    n = 64 if len(data.classes) == 10 else 320
+    n = 64 if len(data.classes) == 10 else 160
     few = replace(data, x_train=data.x_train[:n], y_train=data.y_train[:n])
     monkeypatch.setitem(zoo.recipes, name, replace(zoo.recipes[name], dataset=lambda: few))
     model, accuracy = make(name)
