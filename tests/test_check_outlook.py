@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import linregress
 
 
 def operations(sizes, images, attack_steps):
@@ -20,6 +21,10 @@ def operations_layer_by_layer(sizes, images, attack_steps):
     return np.int64(images * total)
 
 
+def operations_as_tensor(sizes, images, attack_steps):
+    return torch.tensor(operations(sizes, images, attack_steps), dtype=torch.float64)
+
+
 def front(points):
     others, own = points[:, None], points[None]
     return ~((others >= own).all(2) & (others > own).any(2)).any(0)
@@ -32,6 +37,17 @@ def front_by_hand(points):
         for p in rows
     ]
     return torch.tensor(kept)
+
+
+def front_by_sorting(points):
+    kept, best = torch.zeros(len(points), dtype=torch.bool), -float("inf")
+    for x in points[:, 0].unique().flip(0):  # from the right; the highest of each column counts
+        column = points[:, 0] == x
+        top = points[column, 1].max()
+        if top > best:
+            kept |= column & (points[:, 1] == top)
+            best = top
+    return kept
 
 
 def strict_front(points):
@@ -55,6 +71,11 @@ def fitted_by_torch(images, errors, wanted):
     return 2 ** (y.mean() + exponent * (np.log2(wanted) - x.mean()))
 
 
+def fitted_by_scipy(images, errors, wanted):
+    fit = linregress(np.log10(images), np.log10(errors))
+    return np.float32(10 ** (fit.intercept + fit.slope * np.log10(wanted)))
+
+
 def line(images, errors, wanted):
     return np.polyval(np.polyfit(np.log(images), errors, 1), np.log(wanted))
 
@@ -66,9 +87,9 @@ def two_points(images, errors, wanted):
 
 RIGHT: dict[str, list[Any]] = {
     "images_to_halve": [16, 16.0, torch.tensor(16.0), np.float32(16)],
-    "training_operations": [operations, operations_layer_by_layer],
-    "pareto_front": [front, front_by_hand],
-    "power_law": [fitted, fitted_by_torch],
+    "training_operations": [operations, operations_layer_by_layer, operations_as_tensor],
+    "pareto_front": [front, front_by_hand, front_by_sorting],
+    "power_law": [fitted, fitted_by_torch, fitted_by_scipy],
 }
 
 WRONG: dict[str, list[tuple[Any, str]]] = {
