@@ -257,7 +257,9 @@ def test_what_is_pruned_stays_off_behind_every_activation() -> None:
 def test_masks_stay_between_0_and_1() -> None:
     x, y = batch()
     for seed in range(3):
-        masks = neuron_masks(small(seed), x, y, steps=8, lr=200.0, generator=seeded(), progress=False)
+        masks = neuron_masks(
+            small(seed), x, y, steps=8, lr=200.0, generator=seeded(), progress=False
+        )
         values = torch.cat(list(masks.values()))
         assert bool(((values >= 0) & (values <= 1)).all())
         assert bool((values == 0).any())
