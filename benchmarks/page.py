@@ -92,7 +92,7 @@ def auto_verdict(races: list[Results]) -> str:
     (climb,) = (race for race in races if race["attack"] == "APGD")
     ours = climb["rows"]["modelsec"]["cpu / floor"][1]
     text = (
-        f"Auto-PGD takes **{ours:.2f} times the floor**. The aim was {AIM:.2f}: "
+        f"Auto-PGD takes **{ours:.3f} times the floor**. The aim was {AIM:.2f}: "
         f"{met(ours <= AIM)}; the limit, {LIMIT:.2f}: {met(ours <= LIMIT)}."
     )
     for race in races:
@@ -149,7 +149,7 @@ def speed_up(evaluation: Results) -> tuple[str, float] | None:
 def pgd_verdict(pgd: Results) -> str:
     ours = pgd["rows"]["modelsec"]["cpu / floor"][1]
     text = (
-        f"`modelsec` takes **{ours:.2f} times the floor**. The aim was {AIM:.2f}: "
+        f"`modelsec` takes **{ours:.3f} times the floor**. The aim was {AIM:.2f}: "
         f"{met(ours <= AIM)}; the limit, {LIMIT:.2f}: {met(ours <= LIMIT)}."
     )
     name = fastest(pgd)

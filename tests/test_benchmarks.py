@@ -220,14 +220,14 @@ def test_the_page_tells_the_numbers_and_who_is_missing(made_up: dict[str, Any]) 
         "| processor | A Fast One |",
         "| modelsec | 1.04 (1.03–1.05) | 1.04 (1.03–1.05) | 1.04 s |",
         "| adv-lib | not installed |  |  |",
-        "`modelsec` takes **1.04 times the floor**. The aim was 1.05: met; the limit, 1.10: met.",
+        "`modelsec` takes **1.040 times the floor**. The aim was 1.05: met; the limit, 1.10: met.",
         "it takes 0.98 times the CPU time of the fastest peer, torchattacks.",
         "`modelsec` is **5.2 times as fast** as the fastest peer, torchattacks. "
         "The aim was 4 times: met.",
         "| ConvNet, 128 | 25 ms | 1.04 | 1.06 | not installed | 1.73 |",
         "| torchattacks | 1.2500 | 200 of 200 | 100 | 1.06 s | 1.02 (1.02–1.02) |",
         "| APGD | ConvNet, eps 0.1 | 128 | 40 | torchattacks | 1.06 s | 1.02 (1.02–1.02) |  |",
-        "Auto-PGD takes **1.04 times the floor**. The aim was 1.05: met; the limit, 1.10: met. "
+        "Auto-PGD takes **1.040 times the floor**. The aim was 1.05: met; the limit, 1.10: met. "
         "With 40 steps on ConvNet, torchattacks' protocol takes **5.2 times our CPU time**.",
     ):
         assert line in text, line
@@ -239,7 +239,7 @@ def test_a_missed_aim_is_told(made_up: dict[str, Any]) -> None:
     made_up["evaluation"]["rows"]["torchattacks"] = row(1.04, 3.9)
     made_up["evaluation"]["rows"]["ART"] = row(1.73, 6)
     text = page.render(made_up)
-    assert "**1.07 times the floor**. The aim was 1.05: not met; the limit, 1.10: met." in text
+    assert "**1.070 times the floor**. The aim was 1.05: not met; the limit, 1.10: met." in text
     assert (
         "**3.9 times as fast** as the fastest peer, torchattacks. The aim was 4 times: not met"
         in text
