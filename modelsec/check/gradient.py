@@ -147,7 +147,7 @@ def _same(first: Tensor, second: Tensor) -> bool:
 
 @grader("Each image remembers its own way, whatever else is in the batch.")
 def momentum(solution: Any) -> None:
-    """Grade ``f(g (N, ...), gradient (N, ...), mu) -> g (N, ...)``: equation (5), per sample."""
+    """Grade ``f(g (N, ...), gradient (N, ...), mu) -> g (N, ...)``: equation (3), per sample."""
     generator = torch.Generator().manual_seed(6)
     gradient = torch.randn(4, 1, 5, 5, generator=generator)
     gradient *= torch.tensor([1.0, 10, 0.1, 3]).view(-1, 1, 1, 1)
