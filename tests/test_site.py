@@ -352,6 +352,16 @@ def tab(browser, base: str):
     tab.context.close()
 
 
+@pytest.fixture(scope="module")
+def quick(browser, base: str):
+    """A tab for what needs no formulas: pages load in a fraction of the time."""
+    tab = open_tab(browser, base, viewport=DESK)
+    nothing = {"status": 200, "content_type": "text/javascript", "body": ""}
+    tab.context.route(re.compile("mathjax", re.IGNORECASE), lambda route: route.fulfill(**nothing))
+    yield tab
+    tab.context.close()
+
+
 def settle(tab) -> None:
     """Wait until formulas are set, quizzes drawn and pictures loaded."""
     tab.wait_for_load_state("load")
@@ -486,7 +496,8 @@ def test_theme_stays_dark(browser, base: str) -> None:
     tab.context.close()
 
 
-def test_solutions_are_hidden_until_wanted(tab, base: str) -> None:
+def test_solutions_are_hidden_until_wanted(quick, base: str) -> None:
+    tab = quick
     for name in chapters():
         if "tag_solution" not in (SITE / name).read_text():
             continue
@@ -526,7 +537,8 @@ def test_copy_button_copies_the_code(tab, base: str) -> None:
     assert copied.strip() == block.locator("pre").inner_text().strip()
 
 
-def test_quiz_answers_to_mouse_and_keyboard(tab, base: str) -> None:
+def test_quiz_answers_to_mouse_and_keyboard(quick, base: str) -> None:
+    tab = quick
     for name in chapters():
         if (
             "display_quiz" not in (SITE / name).read_text()
