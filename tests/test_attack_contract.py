@@ -345,6 +345,21 @@ def test_x_may_belong_to_a_graph_and_is_left_alone(name: str, norm: str, case: C
 
 
 @every
+def test_what_the_model_was_shown_stays_as_it_was(name: str, norm: str) -> None:
+    """Whoever logs the questions keeps tensors: none of them may be written on."""
+    case = Case("mlp", (1, 4, 4), 4, 3, 0.2, torch.float32, False, 1)
+    model, kept = case.model(), []
+
+    def logging(x: Tensor) -> Tensor:
+        kept.append((x.detach(), x.detach().clone()))
+        return model(x)
+
+    run(case, name, norm, logging, early_stop=False)
+    assert len(kept) > 0
+    assert all(torch.equal(now, then) for now, then in kept)
+
+
+@every
 def test_the_result_is_no_view_of_x(name: str, norm: str) -> None:
     case = Case("mlp", (7,), 2, 3, 0.0, torch.float32, False, 0)
     x, y = case.batch()

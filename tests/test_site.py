@@ -424,11 +424,7 @@ def test_every_page_loads_whole(tab, base: str, part: int) -> None:
 
 def test_phone_has_a_menu(browser, base: str) -> None:
     phone = open_tab(browser, base, viewport=PHONE, is_mobile=True, has_touch=True)
-    for name in (
-        "intro.html",
-        "glossary.html",
-        "chapters/loss.html",
-    ):  # every page's width is seen above
+    for name in ("intro.html", "glossary.html", "chapters/loss.html"):
         phone.goto(base + name)
         settle(phone)
         assert phone.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], name
@@ -536,7 +532,8 @@ def test_quiz_answers_to_mouse_and_keyboard(tab, base: str) -> None:
         tab.problems.clear()
         tab.goto(base + name)
         tab.wait_for_selector(".Quiz .Feedback[aria-live]", state="attached")
-        for quiz in (tab.locator(".Quiz").first, tab.locator(".Quiz").last):  # all are built alike
+        # all are built alike: the first and the last stand for them
+        for quiz in (tab.locator(".Quiz").first, tab.locator(".Quiz").last):
             quiz.locator(".MCButton[data-correct=true] input").first.focus()
             tab.keyboard.press("Space")
             quiz.locator(".Feedback.correct").wait_for()

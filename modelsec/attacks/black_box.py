@@ -111,19 +111,21 @@ def square(
     adv, result, rows = move.start(first), x.clone(), torch.arange(len(x), device=x.device)
     early_stop = early_stop and readable(x)
     with inference(model), torch.no_grad():
-        value, reached = objective(adv.view_as(x), y)
+        value, reached = objective(adv.clone().view_as(x), y)
         for query in range(1, queries + 1):
             if query > 1:
                 part, new = move.propose(
                     adv, share * _fraction(query - 2, queries), later[query - 2]
                 )
-                old = adv[part].clone()
-                adv[part] = new
-                asked, hit = objective(adv.view(-1, *x.shape[1:]), y)
+                tried = (
+                    adv.clone()
+                )  # the model may keep what it is shown: it is not written on later
+                tried[part] = new
+                asked, hit = objective(tried.view(-1, *x.shape[1:]), y)
                 better = asked > value
                 if early_stop:
                     better, reached = better | hit, hit
-                adv[part] = torch.where(per_sample(better, old), new, old)
+                adv[part] = torch.where(per_sample(better, adv), new, adv[part])
                 value = torch.where(better, asked, value)
             if callback is not None:
                 callback(Iterate(0, query, rows, adv.view(-1, *x.shape[1:]).clone(), value.clone()))
