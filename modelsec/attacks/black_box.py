@@ -117,9 +117,7 @@ def square(
                 part, new = move.propose(
                     adv, share * _fraction(query - 2, queries), later[query - 2]
                 )
-                tried = (
-                    adv.clone()
-                )  # the model may keep what it is shown: it is not written on later
+                tried = adv.clone()  # what the model was shown, and may keep, is not written on
                 tried[part] = new
                 asked, hit = objective(tried.view(-1, *x.shape[1:]), y)
                 better = asked > value

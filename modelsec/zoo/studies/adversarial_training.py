@@ -35,6 +35,7 @@ __all__ = [
     "judged",
     "left",
     "method_row",
+    "no_attack",
     "quickly",
     "radius_row",
     "worst_case",
@@ -61,11 +62,12 @@ def harden(
     epochs: int,
     turned: bool = True,
     draws: bool = True,
+    images: int | None = None,
     batch_size: int = 64,
     lr: float | Callable[[float], float] = 1e-3,
     after_epoch: Callable[[nn.Module, Any], object] | None = None,
 ) -> tuple[nn.Module, float]:
-    """Train a network adversarially on the 4,000 images.
+    """Train a network adversarially on the 4,000 images, or on the first of them.
 
     Args:
         make: a method of :mod:`modelsec.repair`.
@@ -75,6 +77,7 @@ def harden(
         epochs: passes over the data.
         turned: turn and shift the digits first.
         draws: whether the method takes a generator.
+        images: how many of the images, from the first on; all if None.
         batch_size: images a step.
         lr: the learning rate.
         after_epoch: as for :func:`~modelsec.training.fit`.
@@ -94,14 +97,15 @@ def harden(
         counted += len(output) if output.requires_grad else 0
 
     handle = model.register_forward_hook(count)
+    x, y = digits().x_train[:images], digits().y_train[:images]
     try:
         fit(
-            model, digits().x_train, digits().y_train, epochs=epochs, batch_size=batch_size, lr=lr,
+            model, x, y, epochs=epochs, batch_size=batch_size, lr=lr,
             generator=drawn, after_epoch=after_epoch, progress=False, **method,
         )  # fmt: skip
     finally:
         handle.remove()
-    return model.eval(), counted / len(digits().y_train)
+    return model.eval(), counted / len(y)
 
 
 def left(
@@ -156,12 +160,13 @@ _OPTIONS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def _no_attack(**_: Any) -> Method:
+def no_attack(**_: Any) -> Method:
+    """Training on clean images, as a method beside the others."""
     return {}
 
 
 METHODS: dict[str, tuple[Make, dict[str, Any]]] = {
-    "none": (_no_attack, {}),
+    "none": (no_attack, {}),
     "pgd": (pgd_training, {}),
     "trades": (trades, {}),
     "mart": (mart, {}),

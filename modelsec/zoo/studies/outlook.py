@@ -13,15 +13,15 @@ from modelsec import models
 from modelsec.attacks import apgd, apgd_targeted, bim, deepfool, fgsm, pgd, square
 from modelsec.losses import cross_entropy
 from modelsec.repair import decay, pgd_training, ramp
-from modelsec.training import evaluate, fit
 from modelsec.zoo import load_model
 from modelsec.zoo.results import study
-from modelsec.zoo.studies.adversarial_training import digits, left
+from modelsec.zoo.studies.adversarial_training import digits, harden, left, no_attack
 
 __all__ = ["ATTACKS", "IMAGES", "NETWORKS", "WIDTHS", "by_year", "grown", "parameters", "sizes"]
 
 N = 1000
 JUDGED = 500  # images that each of the attacks by year is given
+_BATCH = 128
 UPDATES = 469  # of the weights, whatever the number of images: 15 epochs of 4,000
 IMAGES = (500, 1000, 2000, 4000)
 WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -131,35 +131,21 @@ def grown(images: int, width: float, seed: int, robust: bool = True) -> dict[str
         "images", "width", "seed", "robust"; "gradients", how many were computed in all; "clean" and
         "pgd" on the test images, the second under PGD-40 at 0.1; "seen", the same on training images.
     """
-    weights, drawn = (torch.Generator().manual_seed(2 * seed + i) for i in range(2))
-    model = models.fresh(partial(models.Net, sizes(width)), weights)
-    method = pgd_training(eps=ramp(0.1), generator=drawn) if robust else {}
-    batch = 128
-    epochs = round(UPDATES * batch / images)
-    counted = 0
-
-    def count(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        nonlocal counted
-        counted += len(output) if output.requires_grad else 0
-
-    handle = model.register_forward_hook(count)
-    x, y = digits().x_train[:images], digits().y_train[:images]
-    try:
-        fit(
-            model, x, y, epochs=epochs, batch_size=batch, lr=decay(2e-3), generator=drawn,
-            progress=False, **method,
-        )  # fmt: skip
-    finally:
-        handle.remove()
-    model.eval()
-    seen = evaluate(
-        model, x[:500], y[:500],
-        attack=partial(pgd, eps=0.1, steps=40, generator=torch.Generator().manual_seed(0)),
-    ).value  # fmt: skip
-    row: dict[str, Any] = {"images": images, "width": width, "seed": seed, "robust": robust}
-    return row | {
-        "gradients": counted, "clean": left(model, 0), "pgd": left(model, 0.1), "seen": seen
-    }  # fmt: skip
+    model, each = harden(
+        pgd_training if robust else no_attack, seed, build=partial(models.Net, sizes(width)),
+        eps=ramp(0.1), epochs=round(UPDATES * _BATCH / images), images=images, turned=False,
+        batch_size=_BATCH, lr=decay(2e-3),
+    )  # fmt: skip
+    return {
+        "images": images,
+        "width": width,
+        "seed": seed,
+        "robust": robust,
+        "gradients": round(each * images),
+        "clean": left(model, 0),
+        "pgd": left(model, 0.1),
+        "seen": left(model, 0.1, n=500, train=True),
+    }
 
 
 @study(
