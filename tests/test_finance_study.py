@@ -173,6 +173,4 @@ def test_the_cards_are_those_of_the_models() -> None:
     assert [part["title"] for part in kept["before"]] == [part["title"] for part in kept["after"]]
     split = applicants().split(torch.Generator().manual_seed(0))
     made = finance.card(finance_models.trees(split, 0), split, "trees, before the repair")
-    assert [
-        {"title": part.title, "state": part.verdict, "text": part.summary} for part in made.sections
-    ] == kept["before"]
+    assert made.told == kept["before"]

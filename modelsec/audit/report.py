@@ -64,6 +64,11 @@ class Report:
         )
 
     @property
+    def told(self) -> list[dict[str, str]]:
+        """Title, state and text of each section, as a record keeps them."""
+        return [{"title": s.title, "state": s.verdict, "text": s.summary} for s in self.sections]
+
+    @property
     def heading(self) -> str:
         """What was audited, on what, how: one line."""
         subject = self.subject

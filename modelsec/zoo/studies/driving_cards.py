@@ -144,9 +144,5 @@ def cards(seeds: tuple[int, ...]) -> dict[str, Any]:
         "before" and "after" -> a list of sections: "title", "state" and "text".
     """
     return {
-        when: [
-            {"title": part.title, "state": part.verdict, "text": part.summary}
-            for part in card(name).sections
-        ]
-        for when, name in (("before", "driver"), ("after", "driver_robust"))
+        when: card(name).told for when, name in (("before", "driver"), ("after", "driver_robust"))
     }

@@ -313,11 +313,7 @@ def finance_cards(seeds: tuple[int, ...]) -> dict[str, Any]:
         "after": hardened_trees(split, seeds[0], HARD),
     }
     return {
-        when: [
-            {"title": s.title, "state": s.verdict, "text": s.summary}
-            for s in card(model, split, f"trees, {when} the repair").sections
-        ]
-        for when, model in made.items()
+        when: card(model, split, f"trees, {when} the repair").told for when, model in made.items()
     }
 
 

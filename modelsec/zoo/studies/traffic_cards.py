@@ -81,10 +81,7 @@ def traffic_cards(seeds: tuple[int, ...]) -> dict[str, Any]:
         made = card(name)
         found[when] = {
             "name": name,
-            "sections": [
-                {"title": part.title, "state": part.verdict, "text": part.summary}
-                for part in made.sections
-            ],
+            "sections": made.told,
             "measures": {
                 key: [value.hits, value.n] if isinstance(value, Proportion) else value
                 for key, value in made.measures.items()
