@@ -12,7 +12,7 @@ from attack_cases import PAIRS, attack, pairs
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from modelsec import losses
+from modelsec import driving, losses
 from modelsec.attacks.common import Iterate
 from modelsec.attacks.norms import NORMS, per_sample
 from modelsec.models import ConvNet, Net, Normalize
@@ -174,3 +174,13 @@ def test_evaluation_on_cuda_reports_on_the_cpu() -> None:
     outcome = evaluate(load_model("net", "cuda"), digits.x_test, digits.y_test)
     assert outcome.correct.device.type == "cpu"
     assert abs(outcome.value - 0.932) < 0.01
+
+
+def test_frames_are_brought_to_the_driver_s_network(device: str) -> None:
+    """The camera draws on the CPU, wherever the network lies."""
+    net = build(lambda: ConvNet(1, 32, 15), device).eval()
+    seen = torch.rand(3, 1, 32, 32)
+    steering = driving.student(net)(seen, [])
+    assert steering.device.type == device
+    monitor = driving.pixel_monitor(net)
+    assert monitor.score(seen, torch.zeros(3), []).device.type == device

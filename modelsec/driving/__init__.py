@@ -18,6 +18,7 @@ from modelsec.driving.loop import (
     nearest_wheel,
     steering_of,
     student,
+    told_by,
 )
 from modelsec.driving.monitor import Monitor, copies, map_monitor, pixel_monitor
 
@@ -46,5 +47,6 @@ __all__ = [
     "pose",
     "steering_of",
     "student",
+    "told_by",
     "track",
 ]

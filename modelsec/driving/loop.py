@@ -26,6 +26,7 @@ __all__ = [
     "nearest_wheel",
     "steering_of",
     "student",
+    "told_by",
 ]
 
 Driver = Callable[[Tensor, Sequence[Car]], Tensor | list[float]]
@@ -54,6 +55,20 @@ def steering_of(logits: Tensor) -> Tensor:
     return logits.softmax(-1) @ torch.tensor(WHEEL, dtype=logits.dtype, device=logits.device)
 
 
+def told_by(net: nn.Module, seen: Tensor) -> Tensor:
+    """The steering that a network means for frames, on the network's device, where these are brought.
+
+    Args:
+        net: (N, 1, 32, 32) to logits (N, 15).
+        seen: (N, 1, 32, 32) frames, on any device.
+
+    Returns:
+        (N,), differentiable.
+    """
+    weight = next(net.parameters(), seen)
+    return steering_of(net(seen.to(weight.device)))
+
+
 def by_state(_: Tensor, cars: Sequence[Car]) -> list[float]:
     """The driver that is the expert, :func:`~modelsec.driving.cars.expert`.
 
@@ -77,7 +92,7 @@ def student(net: nn.Module) -> Driver:
 
     def steer(seen: Tensor, _: Sequence[Car]) -> Tensor:
         with inference(net), torch.no_grad():
-            return steering_of(net(seen))
+            return told_by(net, seen)
 
     return steer
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modelsec.driving.cars import Car, map_steering
-from modelsec.driving.loop import steering_of
+from modelsec.driving.loop import told_by
 from modelsec.training import inference
 
 __all__ = ["Monitor", "copies", "map_monitor", "pixel_monitor"]
@@ -103,8 +103,8 @@ def pixel_monitor(net: nn.Module, *, limit: float = float("inf"), over: int = 1)
 
     def score(seen: Tensor, steering: Tensor, _: Sequence[Car]) -> Tensor:
         with inference(net):
-            told = torch.stack([steering_of(net(copy)) for copy in copies(seen)])
-        return (told - steering).abs().amax(0)
+            told = torch.stack([told_by(net, copy) for copy in copies(seen)])
+        return (told - steering.to(told.device)).abs().amax(0)
 
     return Monitor(score, limit, over, views=copies)
 

@@ -38,11 +38,11 @@ __all__ = [
 ]
 
 BUDGET = {"gradients": 50, "queries": 200}
-"""What an attack may ask about an image in the fourth step,"""
+"""What an attack may ask about each image in the fourth step."""
 MATCH_BUDGET = {"gradients": 250, "queries": 500}
-"""and in the match,"""
+"""What it may ask about each image in the match."""
 MATCH_EPS = arena.EPS
-"""where it may move each pixel this far."""
+"""How far an attack may move each pixel in the match."""
 
 ATTACK = (
     Criterion(
