@@ -8,14 +8,16 @@ draws for every image (or small group), from a generator of the caller's.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms import InterpolationMode, v2
 
 from modelsec.models import drawing_from
 from modelsec.training import Perturb
+
+if TYPE_CHECKING:  # it takes seconds to import, so only where a transform is made
+    from torchvision.transforms import v2
 
 __all__ = [
     "METHODS",
@@ -46,6 +48,8 @@ def geometric(
     Returns:
         A transform; what comes in from outside the image is black.
     """
+    from torchvision.transforms import InterpolationMode, v2
+
     return v2.RandomAffine(degrees, (shift, shift), scale, interpolation=InterpolationMode.BILINEAR)
 
 
@@ -59,6 +63,8 @@ def noise(sigma: float = 0.3, p: float = 0.5) -> v2.Transform:
     Returns:
         A transform; pixels are clipped to [0, 1].
     """
+    from torchvision.transforms import v2
+
     return v2.RandomApply([v2.GaussianNoise(sigma=sigma)], p=p)
 
 
@@ -75,6 +81,8 @@ def erasing(p: float = 0.5, area: tuple[float, float] = (0.02, 0.2)) -> v2.Trans
     References:
         Zhong et al. (2020), https://arxiv.org/abs/1708.04896.
     """
+    from torchvision.transforms import v2
+
     return v2.RandomErasing(p=p, scale=area)
 
 
@@ -93,6 +101,8 @@ def augmix(severity: int = 3) -> v2.Transform:
     References:
         Hendrycks et al. (2020), https://arxiv.org/abs/1912.02781.
     """
+    from torchvision.transforms import v2
+
     return _on_bytes(v2.AugMix(severity=severity, all_ops=False))
 
 
@@ -108,6 +118,8 @@ def trivial_augment() -> v2.Transform:
     References:
         Mueller & Hutter (2021), https://arxiv.org/abs/2103.10158.
     """
+    from torchvision.transforms import v2
+
     return _on_bytes(v2.TrivialAugmentWide())
 
 
@@ -201,16 +213,21 @@ def _vary(make: Callable[[], v2.Transform]) -> Make:
     return lambda classes, group, generator: vary(make(), group=group, generator=generator)
 
 
-def _mix(kind: type[v2.Transform]) -> Make:
-    return lambda classes, group, generator: mix(kind(num_classes=classes), generator=generator)
+def _mix(kind: str) -> Make:
+    def make(classes: int, group: int, generator: torch.Generator | None) -> Perturb:
+        from torchvision.transforms import v2
+
+        return mix(getattr(v2, kind)(num_classes=classes), generator=generator)
+
+    return make
 
 
 METHODS: dict[str, Make] = {
     "none": lambda classes, group, generator: None,
     "geometric": _vary(geometric),
     "noise": _vary(noise),
-    "mixup": _mix(v2.MixUp),
-    "CutMix": _mix(v2.CutMix),
+    "mixup": _mix("MixUp"),
+    "CutMix": _mix("CutMix"),
     "AugMix": _vary(augmix),
     "TrivialAugment": _vary(trivial_augment),
 }
@@ -219,6 +236,8 @@ METHODS: dict[str, Make] = {
 
 def _on_bytes(transform: v2.Transform) -> v2.Transform:
     """A transform that torchvision defines for bytes, for floats in [0, 1]."""
+    from torchvision.transforms import v2
+
     there = v2.ToDtype(torch.uint8, scale=True)
     return v2.Compose([there, transform, v2.ToDtype(torch.float32, scale=True)])
 

