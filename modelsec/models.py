@@ -205,7 +205,10 @@ def drawing_from(generator: torch.Generator | None) -> Iterator[None]:
         return
     seed = torch.randint(2**31, (), generator=generator, device=generator.device)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(int(seed))
+        # torch.manual_seed would do, but without CUDA it keeps a call stack for each call
+        torch.default_generator.manual_seed(int(seed))
+        if torch.cuda.is_available():
+            torch.cuda.manual_seed_all(int(seed))
         yield
 
 

@@ -2,6 +2,8 @@
 
 import ast
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -192,8 +194,8 @@ def test_no_tensor_is_made_without_a_device() -> None:
                         assert "device" in {key.arg for key in node.keywords}, ast.unparse(node)
 
 
-SEEDING = ("manual_seed", "seed", "set_rng_state", "seed_all", "seed_everything")
-OWNERS = {"torch", "random", "np.random", "torch.cuda", ""}
+SEEDING = ("manual_seed", "manual_seed_all", "seed", "set_rng_state", "seed_all", "seed_everything")
+OWNERS = {"torch", "torch.default_generator", "torch.cuda", "random", "np.random", ""}
 
 
 def test_nobody_reseeds_behind_the_reader_s_back() -> None:
@@ -255,3 +257,14 @@ def test_every_exported_name_exists() -> None:
     for path, name in LISTED:
         module = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
         assert hasattr(importlib.import_module(module.removesuffix(".__init__")), name), name
+
+
+def test_slow_libraries_are_imported_where_they_are_used() -> None:
+    """Each takes a second or more, which every notebook and every command would wait for."""
+    parts = sorted(name for name in LEVEL if name not in {"studies", "__main__"})
+    slow = ["torchvision", "scipy", "sklearn", "opacus", "tensorflow", "pandas", "IPython"]
+    code = f"import sys, {', '.join(f'modelsec.{name}' for name in parts)}\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found = done.stdout.split()
+    assert "modelsec.attacks.gradient" in found
+    assert not set(slow) & set(found)

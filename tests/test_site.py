@@ -38,7 +38,7 @@ FLAGS = [
 ]
 DESK = {"width": 1400, "height": 900}
 PHONE = {"width": 390, "height": 844}
-PARTS = 8  # into which the pages are dealt, for two processes to share
+PARTS = 16  # into which the pages are dealt, for two processes to share
 # What axe finds and others have to mend: (rule, pattern of the element, why). As narrow as can be.
 NOT_OURS: list[tuple[str, str, str]] = []
 
