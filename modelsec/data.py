@@ -38,7 +38,7 @@ __all__ = [
 
 _PACKAGED_SHA256 = "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d"
 _HELD_OUT_EVERY = 5  # of the packaged images every fifth of a class is held out
-_table = lru_cache(maxsize=1)(partial(np.loadtxt, delimiter=",", dtype=np.uint8))  # it is slow
+_table = lru_cache(maxsize=1)(partial(np.loadtxt, delimiter=",", dtype=np.uint8))  # once
 
 
 @dataclass(frozen=True)

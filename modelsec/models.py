@@ -197,18 +197,20 @@ class TabularNet(nn.Sequential):
 def drawing_from(generator: torch.Generator | None) -> Iterator[None]:
     """Let code that knows only torch's global generators draw from ``generator`` meanwhile.
 
-    They are seeded from it and put back afterwards, those of the CPU and of CUDA devices. With
-    None nothing is done: such code draws from the global generators as ever.
+    They are seeded from it, those of the CPU, of CUDA devices and of MPS. The first two are put
+    back afterwards. With None nothing is done: such code draws from the global generators as ever.
     """
     if generator is None:
         yield
         return
-    seed = torch.randint(2**31, (), generator=generator, device=generator.device)
+    seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        # torch.manual_seed would do, but without CUDA it keeps a call stack for each call
-        torch.default_generator.manual_seed(int(seed))
+        # torch.manual_seed would do, but keeps a call stack for each device that is not there
+        torch.default_generator.manual_seed(seed)
         if torch.cuda.is_available():
-            torch.cuda.manual_seed_all(int(seed))
+            torch.cuda.manual_seed_all(seed)
+        if torch.backends.mps.is_available():
+            torch.mps.manual_seed(seed)
         yield
 
 

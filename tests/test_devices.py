@@ -95,7 +95,7 @@ def test_attacks(device: str, name: str, norm: str, eps: str) -> None:
         "a tensor there": torch.full((4,), 0.1, device=device),
     }[eps]
     variants: list[dict[str, Any]] = [{}]
-    if eps == "a number":  # the radius's device and what else is asked for do not meet
+    if eps == "a number":  # wherever it was, the radius is brought to x once, at the start
         variants += [
             {"targeted": True, "step_size": 0.01, "restarts": 2},
             {"start": x},

@@ -5,7 +5,7 @@ import torch
 from generators import global_generators_untouched
 from torch import nn
 
-from modelsec.models import ConvNet, Net, Normalize, fresh
+from modelsec.models import ConvNet, Net, Normalize, drawing_from, fresh
 
 
 def parameters(model: nn.Module) -> int:
@@ -81,3 +81,17 @@ def test_fresh_draws_the_first_weights_from_its_generator_alone() -> None:
         mine = fresh(Net)[2].weight
         torch.manual_seed(3)
         assert torch.equal(mine, Net()[2].weight)
+
+
+@pytest.mark.parametrize("there", [{"cuda"}, {"mps"}, set()])
+def test_every_device_that_is_there_is_seeded_alike(
+    there: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeded: dict[str, list[int]] = {"cuda": [], "mps": []}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in there)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded["cuda"].append)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in there)
+    monkeypatch.setattr(torch.mps, "manual_seed", seeded["mps"].append)
+    with drawing_from(torch.Generator().manual_seed(0)):
+        cpu = torch.initial_seed()
+    assert seeded == {name: [cpu] if name in there else [] for name in seeded}

@@ -195,7 +195,7 @@ def test_no_tensor_is_made_without_a_device() -> None:
 
 
 SEEDING = ("manual_seed", "manual_seed_all", "seed", "set_rng_state", "seed_all", "seed_everything")
-OWNERS = {"torch", "torch.default_generator", "torch.cuda", "random", "np.random", ""}
+OWNERS = {"torch", "torch.default_generator", "torch.cuda", "torch.mps", "random", "np.random", ""}
 
 
 def test_nobody_reseeds_behind_the_reader_s_back() -> None:
